@@ -1,0 +1,193 @@
+"""Demonstrations beside the replay buffer of an off-policy algorithm."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.her import HerReplayBuffer
+
+from sb3_ext.datasets.load import DemosLike, load_demonstrations
+from sb3_ext.datasets.transitions import DatasetError, Transitions
+
+Samples = ReplayBufferSamples | DictReplayBufferSamples
+
+# A mixin reads the attributes of the class that it is mixed into; only a type checker needs to be told which
+_Base = OffPolicyAlgorithm if TYPE_CHECKING else object
+
+
+class DemonstrationsMixin(_Base):
+    """
+    Gives an off-policy algorithm a second, read-only buffer of demonstrations and batches that mix both.
+
+    The class that uses it sets ``demos`` and ``demo_ratio`` in its constructor, before ``_setup_model``, and calls
+    ``_load_demos`` after it. The demonstrations are never part of the replay buffer, so that nothing overwrites them.
+    A model that is loaded without an environment allocates no replay buffer.
+    """
+
+    demos: DemosLike | None
+    demo_ratio: float
+    demo_buffer: ReplayBuffer | None = None
+
+    def _demo_uses(self) -> dict[str, float]:
+        """Arguments that need demonstrations from here on, with their values; none are needed where all are 0."""
+        return {"demo_ratio": self.demo_ratio}
+
+    def _setup_model(self) -> None:
+        if not 0 <= self.demo_ratio <= 1:
+            raise ValueError(f"demo_ratio={self.demo_ratio} is a share of each batch and must be in [0, 1].")
+        if self.env is None and self.replay_buffer is None:
+            # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
+            self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
+            super()._setup_model()
+            self.replay_buffer = None
+        else:
+            super()._setup_model()
+
+    def _load_demos(self) -> None:
+        """
+        Read the demonstrations, check them against the spaces and put them on the algorithm's scale.
+
+        :raises DatasetError: they are missing, broken or of another environment.
+        :raises ValueError: demonstrations without a use, or a use without demonstrations.
+        """
+        uses = self._demo_uses()
+        if self.demos is None:
+            if any(uses.values()):
+                raise ValueError(f"{_assignments(uses)} need demonstrations: pass demos=... or set them to 0.")
+            return
+        if not any(uses.values()):
+            raise ValueError(f"demos are given, but {_assignments(uses)} leave them unused: set at least one.")
+        transitions = load_demonstrations(self.demos, self._env_spec(), self.seed)
+        transitions.check_spaces(self.observation_space, self.action_space)
+        self.demo_buffer = self._make_demo_buffer(transitions)
+
+    def _env_spec(self) -> EnvSpec | None:
+        assert self.env is not None
+        # An environment that was not made by `gym.make` has no spec
+        spec = self.env.get_attr("spec")[0] if self.env.has_attr("spec") else None
+        # Monitor and other wrappers add themselves to the spec, but cannot be made again from it
+        return spec and replace(spec, additional_wrappers=())
+
+    def _make_demo_buffer(self, transitions: Transitions) -> ReplayBuffer:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        kwargs: dict[str, Any] = {}
+        buffer_class: type[ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
+        if self.n_steps > 1:
+            buffer_class, kwargs = NStepReplayBuffer, {"n_steps": self.n_steps, "gamma": self.gamma}
+        buffer = buffer_class(
+            len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs
+        )
+        is_box = isinstance(self.action_space, spaces.Box)
+        transitions.fill(buffer, self.policy.scale_action if is_box else None)
+        return buffer
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.env is not None and self.replay_buffer is None:
+            self.replay_buffer = self._make_replay_buffer()
+        if self.env is not None and self.demo_buffer is None and any(self._demo_uses().values()):
+            self._reload_demos()
+        if self.demo_buffer is not None:
+            self._initialise_normalization(self.demo_buffer)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _make_replay_buffer(self) -> ReplayBuffer:
+        """The buffer that SB3 makes in ``_setup_model``, for a model that was loaded without an environment."""
+        assert self.replay_buffer_class is not None
+        kwargs = self.replay_buffer_kwargs.copy()
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            kwargs["env"] = self.env
+        return self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
+
+    def _reload_demos(self) -> None:
+        try:
+            self._load_demos()
+        except ValueError as error:
+            uses = {name: value for name, value in self._demo_uses().items() if value}
+            raise DatasetError(
+                f"This model was trained with demonstrations ({_assignments(uses)}), and they are gone: {error} "
+                f"Pass them again, {type(self).__name__}.load(path, env=env, demos=...), or train on without: "
+                f"{type(self).__name__}.load(path, env=env, {', '.join(f'{name}=0' for name in uses)})."
+            ) from error
+
+    def _initialise_normalization(self, demo_buffer: ReplayBuffer) -> None:
+        """A fresh ``VecNormalize`` starts with the statistics of the demonstrations, so that cloning sees its scale."""
+        vec_normalize = self._vec_normalize_env
+        if vec_normalize is None or not vec_normalize.norm_obs or not vec_normalize.training:
+            return
+        if isinstance(vec_normalize.obs_rms, dict):
+            assert isinstance(demo_buffer.observations, dict)
+            pairs = [(rms, demo_buffer.observations[key]) for key, rms in vec_normalize.obs_rms.items()]
+        else:
+            pairs = [(vec_normalize.obs_rms, demo_buffer.observations)]
+        for rms, observations in pairs:
+            if rms.count < 1:
+                rms.update(observations[:, 0])
+
+    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Samples]:
+        """
+        Batches of which a share ``demo_ratio`` comes from the demonstrations, in one gather from each buffer.
+
+        :param n_batches: number of batches
+        :param batch_size: rows in each batch
+        """
+        n_demo = round(self.demo_ratio * batch_size)
+        parts = []
+        for buffer, size in ((self.replay_buffer, batch_size - n_demo), (self.demo_buffer, n_demo)):
+            if size > 0:
+                assert buffer is not None
+                samples = buffer.sample(n_batches * size, env=self._vec_normalize_env)
+                parts.append(_map_samples(lambda x: x.reshape(n_batches, -1, *x.shape[1:]), samples))
+        mixed = parts[0] if len(parts) == 1 else _map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
+        return [_map_samples(lambda x, i=i: x[i], mixed) for i in range(n_batches)]
+
+    def _sample_demo_batches(self, n_batches: int, batch_size: int) -> list[Samples]:
+        """Batches from the demonstrations alone."""
+        assert self.demo_buffer is not None
+        samples = self.demo_buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
+        return [
+            _map_samples(lambda x, i=i: x[i * batch_size : (i + 1) * batch_size], samples) for i in range(n_batches)
+        ]
+
+    def _excluded_save_params(self) -> list[str]:
+        excluded = [*super()._excluded_save_params(), "demo_buffer"]
+        # A name finds its data again; arrays would end up in the zip
+        return excluded if isinstance(self.demos, str) else [*excluded, "demos"]
+
+
+def _map_samples(fn: Callable[..., th.Tensor], *samples: Samples) -> Samples:
+    """Apply ``fn`` to the tensors of samples, field by field and key by key."""
+
+    def apply(*values: Any) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], dict):
+            return {key: fn(*(value[key] for value in values)) for key in values[0]}
+        return fn(*values)
+
+    return type(samples[0])(*(apply(*values) for values in zip(*samples, strict=True)))
+
+
+def _assignments(values: dict[str, float]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items())

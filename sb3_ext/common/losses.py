@@ -1,0 +1,53 @@
+"""Losses as pure functions of tensors; each has a test with values worked out by hand."""
+
+import torch as th
+
+
+def td_target(
+    rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor
+) -> th.Tensor:
+    r"""
+    One-step (or n-step) target :math:`y = r + \gamma (1 - d) V(s')`.
+
+    :param rewards: shape ``(batch, 1)``
+    :param dones: 1 where the episode terminated, 0 elsewhere (also at a truncation), shape ``(batch, 1)``
+    :param discounts: discount in [0, 1], a number or shape ``(batch, 1)``
+    :param next_values: shape ``(batch, 1)``
+    :return: shape ``(batch, 1)``
+    """
+    return rewards + (1 - dones) * discounts * next_values
+
+
+def ensemble_mse(q_values: th.Tensor, target: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\frac{1}{2}\sum_k \mathrm{mean}_b (Q_k(s_b, a_b) - y_b)^2`: each critic has the gradient it would have alone.
+    The factor is SAC's in SB3.
+
+    :param q_values: shape ``(n_critics, batch, 1)``
+    :param target: shape ``(batch, 1)``
+    :return: scalar
+    """
+    return 0.5 * (q_values - target).square().mean(dim=(1, 2)).sum()
+
+
+def mean_q_actor_loss(q_values: th.Tensor, log_prob: th.Tensor, ent_coef: th.Tensor | float) -> th.Tensor:
+    r"""
+    REDQ's policy loss :math:`\mathrm{mean}_b(\alpha \log\pi(a_b|s_b) - \frac{1}{N}\sum_k Q_k(s_b, a_b))`
+    (Chen et al. 2021, https://arxiv.org/abs/2101.05982, algorithm 1).
+
+    :param q_values: Q-values of the policy's own actions, shape ``(n_critics, batch, 1)``
+    :param log_prob: shape ``(batch, 1)``
+    :param ent_coef: entropy coefficient :math:`\alpha \ge 0`
+    :return: scalar
+    """
+    return (ent_coef * log_prob - q_values.mean(dim=0)).mean()
+
+
+def behaviour_cloning_loss(log_prob: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`-\mathrm{mean}_b \log\pi(a_b|s_b)` of demonstrated actions.
+
+    :param log_prob: shape ``(batch,)``
+    :return: scalar
+    """
+    return -log_prob.mean()

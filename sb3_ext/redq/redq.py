@@ -1,0 +1,403 @@
+from collections import defaultdict
+from typing import Any, ClassVar, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import polyak_update
+from stable_baselines3.sac import SAC
+
+from sb3_ext.common.demonstrations import DemonstrationsMixin, Samples
+from sb3_ext.common.ensemble import EnsembleCritic, draw_members
+from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
+from sb3_ext.common.matmul import fast_fp32_matmul
+from sb3_ext.common.schedules import as_schedule
+from sb3_ext.datasets.load import DemosLike
+from sb3_ext.redq.policies import (
+    CnnPolicy,
+    MlpPolicy,
+    MultiInputPolicy,
+    REDQPolicy,
+    SquashedGaussianActor,
+    TruncatedNormalActor,
+    TruncatedNormalCnnPolicy,
+    TruncatedNormalMultiInputPolicy,
+    TruncatedNormalPolicy,
+)
+
+SelfREDQ = TypeVar("SelfREDQ", bound="REDQ")
+
+# Batches of demonstrations that are drawn in one gather while cloning
+PRETRAIN_CHUNK = 100
+
+
+class REDQ(DemonstrationsMixin, SAC):
+    r"""
+    Randomised Ensembled Double Q-learning (Chen et al. 2021, https://arxiv.org/abs/2101.05982), with demonstrations.
+
+    Each of :math:`N` critics regresses on a target that takes the minimum over a random subset :math:`\mathcal{M}` of
+    the target critics, drawn anew for each update; the actor maximises the mean of all critics:
+
+    .. math::
+        y = r + \gamma (1 - d) \Big(\min_{i \in \mathcal{M}} \bar Q_i(s', a') - \alpha \log \pi(a'|s')\Big), \quad
+        L_Q = \tfrac{1}{2} \sum_{k=1}^N (Q_k(s, a) - y)^2, \quad
+        L_\pi = \alpha \log \pi(a|s) - \tfrac{1}{N} \sum_{k=1}^N Q_k(s, a)
+
+    Without demonstrations this is the paper's algorithm. With them the actor first clones them
+    (``bc_pretrain_steps``), goes on cloning between its own steps (``bc_gradient_steps``, ``bc_coef``), and critics
+    train on batches of both sources (``demo_ratio``; 0.5 is the symmetric sampling of RLPD, Ball et al. 2023,
+    https://arxiv.org/abs/2302.02948). ``policy_kwargs=dict(layer_norm=True, dropout=0.01)`` gives DroQ's critics
+    (Hiraoka et al. 2021, https://arxiv.org/abs/2110.02034).
+
+    Differences from SB3's ``SAC``: ``utd_ratio`` and ``policy_delay`` replace ``gradient_steps`` and
+    ``target_update_interval``, target networks move at every critic update, and there is no gSDE.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"`` or ``"MultiInputPolicy"`` with SAC's squashed Gaussian actor;
+        ``"TruncatedNormalMlpPolicy"``, ``"TruncatedNormalCnnPolicy"`` or ``"TruncatedNormalMultiInputPolicy"`` with a
+        tanh mean and a fixed standard deviation.
+    :param env: The environment to learn from (if registered in Gym, can be a string). Its actions are a Box.
+    :param learning_rate: Learning rate of all networks, a number or a function of the remaining progress (1 to 0).
+    :param buffer_size: Size of the replay buffer in transitions; demonstrations do not count.
+    :param learning_starts: Steps with random actions and no updates. An actor that has cloned demonstrations acts by
+        itself from the first step.
+    :param batch_size: Rows of each batch.
+    :param tau: Polyak coefficient in (0, 1] of the target critics, applied at every critic update.
+    :param gamma: Discount factor in [0, 1].
+    :param train_freq: Train every ``train_freq`` steps, or a tuple like ``(1, "episode")``.
+    :param utd_ratio: Update-to-data ratio: critic updates per environment transition, whatever the number of
+        environments and ``train_freq``. Positive; fractions add up.
+    :param n_critics: Number of critics :math:`N`.
+    :param n_target_critics: Size of the random subset for the target, from 1 to ``n_critics``.
+    :param policy_delay: Critic updates per actor update. None means ``utd_ratio``: one actor update per transition.
+    :param action_noise: Noise added to the actions in the environment, besides the actor's own.
+    :param replay_buffer_class: Replay buffer class, chosen automatically if None.
+    :param replay_buffer_kwargs: Keyword arguments of the replay buffer.
+    :param optimize_memory_usage: Memory-efficient variant of the replay buffer.
+    :param n_steps: Steps of the n-step return, for demonstrations too.
+    :param ent_coef: Entropy coefficient :math:`\alpha`: a number, or ``"auto"`` (``"auto_0.1"`` with a first value) to
+        learn it. The truncated-normal actor's entropy is fixed: there ``"auto"`` is 0 and other numbers are an error.
+    :param target_entropy: Target of the learnt coefficient; ``"auto"`` is minus the number of action dimensions.
+    :param demos: Demonstrations: a Minari id, a path, ``"scripted:10"``, arrays or
+        :class:`~sb3_ext.datasets.Transitions`, see :func:`~sb3_ext.datasets.load_demonstrations`. Actions are in the
+        environment's own units. A name is kept in the saved model, data is not.
+    :param demo_ratio: Share in [0, 1] of each critic and actor batch that comes from the demonstrations.
+    :param bc_pretrain_steps: Cloning steps before the first environment step.
+    :param bc_gradient_steps: Cloning steps per environment transition, after the actor's own.
+    :param bc_coef: Factor of the cloning loss during RL: a number, ``"lin_1.0"`` (down to 0 at the end of ``learn``) or
+        a function of the remaining progress.
+    :param stats_window_size: Window of the rollout logging, in episodes.
+    :param tensorboard_log: The log location for TensorBoard (if None, no logging).
+    :param policy_kwargs: Arguments of the policy, see :class:`~sb3_ext.redq.policies.REDQPolicy`.
+    :param verbose: 0 no output, 1 info, 2 debug.
+    :param seed: Seed for the pseudo random generators.
+    :param device: Device (cpu, cuda, ...) to run on, ``"auto"`` takes the GPU if there is one.
+    :param _init_setup_model: Whether or not to build the networks at the creation of the instance.
+    :raises ValueError: an argument is out of its range, the action space is no Box, or demonstrations and their uses
+        do not fit together.
+    :raises sb3_ext.datasets.DatasetError: demonstrations are missing, broken or of another environment.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+        "TruncatedNormalMlpPolicy": TruncatedNormalPolicy,
+        "TruncatedNormalCnnPolicy": TruncatedNormalCnnPolicy,
+        "TruncatedNormalMultiInputPolicy": TruncatedNormalMultiInputPolicy,
+    }
+    policy: REDQPolicy
+    actor: SquashedGaussianActor | TruncatedNormalActor  # type: ignore[assignment]
+    critic: EnsembleCritic  # type: ignore[assignment]
+    critic_target: EnsembleCritic  # type: ignore[assignment]
+
+    def __init__(
+        self,
+        policy: str | type[REDQPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 100,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        utd_ratio: float = 20,
+        n_critics: int = 10,
+        n_target_critics: int = 2,
+        policy_delay: int | None = None,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        ent_coef: str | float = "auto",
+        target_entropy: str | float = "auto",
+        demos: DemosLike | None = None,
+        demo_ratio: float = 0.0,
+        bc_pretrain_steps: int = 0,
+        bc_gradient_steps: int = 0,
+        bc_coef: float | str | Schedule = 1.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        try:
+            super().__init__(
+                policy,  # type: ignore[arg-type]
+                env,
+                learning_rate,
+                buffer_size,
+                learning_starts,
+                batch_size,
+                tau,
+                gamma,
+                train_freq,
+                gradient_steps=-1,  # `train` is told how many transitions were collected
+                action_noise=action_noise,
+                replay_buffer_class=replay_buffer_class,
+                replay_buffer_kwargs=replay_buffer_kwargs,
+                optimize_memory_usage=optimize_memory_usage,
+                n_steps=n_steps,
+                ent_coef=ent_coef,
+                target_entropy=target_entropy,
+                stats_window_size=stats_window_size,
+                tensorboard_log=tensorboard_log,
+                policy_kwargs=policy_kwargs,
+                verbose=verbose,
+                seed=seed,
+                device=device,
+                _init_setup_model=False,
+            )
+        except AssertionError as error:
+            if "as action spaces" not in str(error):
+                raise
+            raise ValueError(
+                f"REDQ needs a continuous (Box) action space. {error} Use DQN or QR-DQN for discrete actions."
+            ) from error
+        self.utd_ratio = utd_ratio
+        self.n_critics = n_critics
+        self.n_target_critics = n_target_critics
+        self.policy_delay = policy_delay
+        self.demos = demos
+        self.demo_ratio = demo_ratio
+        self.bc_pretrain_steps = bc_pretrain_steps
+        self.bc_gradient_steps = bc_gradient_steps
+        self.bc_coef = bc_coef
+        # Critic updates that are due and not done yet: the fractions of a `utd_ratio` that is no integer
+        self._updates_due = 0.0
+        self._bc_pretrain_steps_done = 0
+
+        if _init_setup_model:
+            self._setup_model()
+            self._load_demos()
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        self.bc_schedule = as_schedule(self.bc_coef, "bc_coef")
+        self.policy_kwargs = {**self.policy_kwargs, "n_critics": self.n_critics}
+        self.policy_kwargs.pop("use_sde", None)  # set by SB3, which believes that every SAC has gSDE
+        if issubclass(self.policy_class, TruncatedNormalPolicy):
+            if self.ent_coef not in ("auto", 0):
+                raise ValueError(
+                    f"ent_coef={self.ent_coef!r}: the truncated-normal actor has a fixed standard deviation, so that an "
+                    "entropy bonus changes nothing but the values. Leave ent_coef out or set it to 0."
+                )
+            self.ent_coef = 0.0
+        super()._setup_model()
+
+    def _check_arguments(self) -> None:
+        n_policy_critics = self.policy_kwargs.get("n_critics", self.n_critics)
+        if n_policy_critics != self.n_critics:
+            raise ValueError(f"policy_kwargs has n_critics={n_policy_critics}: use REDQ's argument n_critics instead.")
+        if not 1 <= self.n_target_critics <= self.n_critics:
+            raise ValueError(
+                f"n_target_critics={self.n_target_critics} critics are drawn out of n_critics={self.n_critics}: it must "
+                f"be between 1 and {self.n_critics}."
+            )
+        if not self.utd_ratio > 0:
+            raise ValueError(f"utd_ratio={self.utd_ratio} critic updates per transition must be positive.")
+        if self.policy_delay is not None and self.policy_delay < 1:
+            raise ValueError(f"policy_delay={self.policy_delay} critic updates per actor update must be at least 1.")
+        for name in ("bc_pretrain_steps", "bc_gradient_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
+
+    def _demo_uses(self) -> dict[str, float]:
+        return {
+            **super()._demo_uses(),
+            "bc_pretrain_steps": max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0),
+            "bc_gradient_steps": self.bc_gradient_steps,
+        }
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        n_steps = self.bc_pretrain_steps - self._bc_pretrain_steps_done
+        if n_steps > 0:
+            self._pretrain(n_steps)
+        return setup
+
+    def _pretrain(self, n_steps: int) -> None:
+        """Clone the demonstrations for ``n_steps`` steps."""
+        if self.verbose > 0:
+            print(f"Cloning the demonstrations: {n_steps} steps")
+        self.policy.set_training_mode(True)
+        self._update_learning_rate([self.actor.optimizer])
+        with fast_fp32_matmul(self.device):
+            while n_steps > 0:
+                chunk = min(n_steps, PRETRAIN_CHUNK)
+                for batch in self._sample_demo_batches(chunk, self.batch_size):
+                    bc_loss = self._clone(batch, coef=1.0)
+                self._bc_pretrain_steps_done += chunk
+                n_steps -= chunk
+        self.policy.set_training_mode(False)
+        self.logger.record("train/bc_loss", bc_loss.item())
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self._bc_pretrain_steps_done > 0:
+            learning_starts = 0  # the clone knows better than random actions
+        return super()._sample_action(learning_starts, action_noise, n_envs)
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """
+        Do the updates that are due after new transitions.
+
+        :param gradient_steps: number of new transitions, each worth ``utd_ratio`` critic updates (SB3's name for what
+            ``learn`` passes)
+        :param batch_size: rows of each batch
+        """
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        bc_coef = self.bc_schedule(self._current_progress_remaining) if self.bc_gradient_steps > 0 else 0.0
+        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
+        n_updates_before = self._n_updates
+
+        with fast_fp32_matmul(self.device):
+            for _ in range(gradient_steps):
+                self._update_on_transition(batch_size, metrics)
+                if bc_coef > 0:
+                    for batch in self._sample_demo_batches(self.bc_gradient_steps, batch_size):
+                        metrics["bc_loss"].append(self._clone(batch, bc_coef))
+
+        self._log_training(metrics)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/utd", (self._n_updates - n_updates_before) / gradient_steps)
+        if self.bc_gradient_steps > 0:
+            self.logger.record("train/bc_coef", bc_coef)
+
+    def _update_on_transition(self, batch_size: int, metrics: dict[str, list[th.Tensor]]) -> None:
+        """``utd_ratio`` critic updates, and the actor's among them."""
+        self._updates_due += self.utd_ratio
+        n_updates = int(self._updates_due)
+        self._updates_due -= n_updates
+        if n_updates == 0:
+            return
+        policy_delay = self.policy_delay or max(round(self.utd_ratio), 1)
+        subsets = draw_members(n_updates, self.n_critics, self.n_target_critics, self.device)
+        for batch, members in zip(self._sample_batches(n_updates, batch_size), subsets, strict=True):
+            self._update_critic(batch, members, metrics)
+            self._n_updates += 1
+            if self._n_updates % policy_delay == 0:
+                self._update_actor(batch, metrics)
+
+    def _update_critic(self, batch: Samples, members: th.Tensor | None, metrics: dict[str, list[th.Tensor]]) -> None:
+        target = self._target(batch, members)
+        q_values = self.critic(batch.observations, batch.actions)
+        loss = ensemble_mse(q_values, target)
+        self.critic.optimizer.zero_grad()
+        loss.backward()
+        self.critic.optimizer.step()
+        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+
+        metrics["critic_loss"].append(loss.detach())
+        metrics["target_q"].append(target.mean())
+        metrics["q_mean"].append(q_values.detach().mean())
+        if self.n_critics > 1:
+            metrics["q_std"].append(q_values.detach().std(dim=0).mean())
+
+    @th.no_grad()
+    def _target(self, batch: Samples, members: th.Tensor | None) -> th.Tensor:
+        """Regression target of all critics, shape ``(batch, 1)``, from the target critics ``members``."""
+        next_actions, next_log_prob = self.actor.target_action_log_prob(batch.next_observations)
+        next_q_values = self.critic_target(batch.next_observations, next_actions, members)
+        # (n_target_critics, batch, 1) -> (batch, 1)
+        next_values = next_q_values.amin(dim=0) - self._ent_coef() * next_log_prob.reshape(-1, 1)
+        # n-step samples carry gamma**n, which is smaller than n steps where an episode ends
+        discounts = self.gamma if batch.discounts is None else batch.discounts
+        return td_target(batch.rewards, batch.dones, discounts, next_values)
+
+    def _update_actor(self, batch: Samples, metrics: dict[str, list[th.Tensor]]) -> None:
+        actions, log_prob = self.actor.action_log_prob(batch.observations)
+        log_prob = log_prob.reshape(-1, 1)
+        ent_coef = self._ent_coef()
+        if self.ent_coef_optimizer is not None:
+            assert self.log_ent_coef is not None
+            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
+            self.ent_coef_optimizer.zero_grad()
+            ent_coef_loss.backward()
+            self.ent_coef_optimizer.step()
+            metrics["ent_coef_loss"].append(ent_coef_loss.detach())
+
+        # The gradient goes through the critics to the actions; their own is not needed
+        critic_parameters = self.critic.optimizer.param_groups[0]["params"]
+        for parameter in critic_parameters:
+            parameter.requires_grad_(False)
+        loss = mean_q_actor_loss(self.critic(batch.observations, actions), log_prob, ent_coef)
+        self.actor.optimizer.zero_grad()
+        loss.backward()
+        self.actor.optimizer.step()
+        for parameter in critic_parameters:
+            parameter.requires_grad_(True)
+        metrics["actor_loss"].append(loss.detach())
+        metrics["ent_coef"].append(ent_coef.reshape(()))
+
+    def _clone(self, batch: Samples, coef: float) -> th.Tensor:
+        """One cloning step; returns the loss without its factor."""
+        loss = behaviour_cloning_loss(self.actor.log_prob(batch.observations, batch.actions))
+        self.actor.optimizer.zero_grad()
+        (coef * loss).backward()
+        self.actor.optimizer.step()
+        return loss.detach()
+
+    def _ent_coef(self) -> th.Tensor:
+        return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        optimizers = [self.actor.optimizer, self.critic.optimizer]
+        return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
+
+    def _log_training(self, metrics: dict[str, list[th.Tensor]]) -> None:
+        """Means over a call of ``train``, then over the calls between two dumps; one copy from the device."""
+        if not metrics:
+            return
+        means = th.stack([th.stack(values).mean() for values in metrics.values()]).cpu().numpy()
+        for name, value in zip(metrics, means, strict=True):
+            self.logger.record_mean(f"train/{name}", value)
+
+    def learn(
+        self: SelfREDQ,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "REDQ",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfREDQ:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)

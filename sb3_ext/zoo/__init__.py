@@ -1,0 +1,3 @@
+from sb3_ext.zoo.registration import ALGORITHMS, register
+
+__all__ = ["ALGORITHMS", "register"]
