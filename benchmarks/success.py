@@ -3,8 +3,8 @@ Success rate against environment steps: one run, one CSV.
 
     python benchmarks/success.py --env MetaWorldSparse/hammer-v3 --seed 0 --timesteps 20000 --output runs/hammer
 
-The hyper-parameters are those of ``rl_zoo_configs/redq.yml``; ``--set`` changes single ones. ``--algo sac`` is SB3's SAC
-with the same demonstrations in its replay buffer. The same evaluation episodes are played for every run.
+The hyper-parameters are those of ``rl_zoo_configs/redq.yml``; ``--set`` changes single ones. ``--algo sac`` is SB3's
+SAC with the same demonstrations in its replay buffer. The same evaluation episodes are played for every run.
 """
 
 import argparse

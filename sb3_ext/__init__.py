@@ -1,7 +1,6 @@
 """Learning from demonstrations and offline data for Stable-Baselines3. Importing it registers the environments."""
 
 import sb3_ext_envs
-
 from sb3_ext.redq import REDQ
 from sb3_ext.version import __version__
 

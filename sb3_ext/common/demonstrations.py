@@ -9,7 +9,6 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, MaybeCallback, ReplayBufferSamples
 from stable_baselines3.her import HerReplayBuffer
 
@@ -18,8 +17,11 @@ from sb3_ext.datasets.transitions import DatasetError, Transitions
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 
-# A mixin reads the attributes of the class that it is mixed into; only a type checker needs to be told which
-_Base = OffPolicyAlgorithm if TYPE_CHECKING else object
+# A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
+if TYPE_CHECKING:
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm as _Base
+else:
+    _Base = object
 
 
 class DemonstrationsMixin(_Base):
@@ -81,9 +83,7 @@ class DemonstrationsMixin(_Base):
         buffer_class: type[ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
         if self.n_steps > 1:
             buffer_class, kwargs = NStepReplayBuffer, {"n_steps": self.n_steps, "gamma": self.gamma}
-        buffer = buffer_class(
-            len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs
-        )
+        buffer = buffer_class(len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs)
         is_box = isinstance(self.action_space, spaces.Box)
         transitions.fill(buffer, self.policy.scale_action if is_box else None)
         return buffer

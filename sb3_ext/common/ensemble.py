@@ -1,6 +1,7 @@
 """Networks that hold a whole ensemble in stacked weights: one batched matrix product a layer, no loop over members."""
 
 import math
+from itertools import pairwise
 
 import torch as th
 from gymnasium import spaces
@@ -79,7 +80,7 @@ class EnsembleMLP(nn.Module):
     ):
         super().__init__()
         sizes = [in_features, *net_arch]
-        self.hidden = nn.ModuleList(EnsembleLinear(n_members, i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.hidden = nn.ModuleList(EnsembleLinear(n_members, i, o) for i, o in pairwise(sizes))
         self.norms = nn.ModuleList(EnsembleLayerNorm(n_members, size) for size in net_arch if layer_norm)
         self.dropout = nn.Dropout(dropout) if dropout > 0 else None
         self.activation = activation_fn()
@@ -169,7 +170,7 @@ def draw_members(n_draws: int, n_members: int, n_drawn: int, device: th.device) 
     :param n_members: size of the ensemble
     :param n_drawn: size of each subset
     :param device: where the indices are needed
-    :return: ``n_draws`` tensors of int64 indices, shape ``(n_drawn,)``; None each where the subset is the whole ensemble
+    :return: ``n_draws`` tensors of int64 indices, shape ``(n_drawn,)``; None each where the subset is everything
     """
     if n_drawn == n_members:
         return [None] * n_draws

@@ -3,9 +3,7 @@
 import torch as th
 
 
-def td_target(
-    rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor
-) -> th.Tensor:
+def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     r"""
     One-step (or n-step) target :math:`y = r + \gamma (1 - d) V(s')`.
 

@@ -19,7 +19,9 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
         except ValueError:
             prefix = ""
         if prefix not in ("lin", "linear"):
-            raise ValueError(f"{name}={value!r}: write a number, 'lin_<start>' or a function of the remaining progress.")
+            raise ValueError(
+                f"{name}={value!r}: write a number, 'lin_<start>' or a function of the remaining progress."
+            )
     else:
         schedule = FloatSchedule(value)
     if schedule(1.0) < 0:

@@ -121,7 +121,9 @@ class Transitions:
         columns = ("observations", "actions", "rewards", "next_observations", "terminations", "truncations")
         lengths = {name: {len(leaf) for leaf in _leaves(getattr(self, name))} for name in columns}
         if len(set.union(*lengths.values())) != 1:
-            raise DatasetError(f"{self.source}: columns differ in length: {lengths}. Every column needs one row a step.")
+            raise DatasetError(
+                f"{self.source}: columns differ in length: {lengths}. Every column needs one row a step."
+            )
         if len(self) == 0:
             raise DatasetError(f"{self.source} holds no transitions. Collect some: sb3-ext collect --help")
 

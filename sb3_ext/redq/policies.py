@@ -4,6 +4,7 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
@@ -30,12 +31,7 @@ CLONING_MIN_LOG_STD = -5.0
 class SquashedGaussianActor(SACActor):
     """SAC's actor: a diagonal Gaussian with state-dependent standard deviation, squashed by tanh into [-1, 1]."""
 
-    # The entropy changes with the parameters, so that an entropy bonus means something
-    has_entropy = True
-
-    def target_action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Actions, ``(batch, action_dim)``, and log-probabilities, ``(batch,)``, for the critics' target."""
-        return self.action_log_prob(obs)
+    action_dist: SquashedDiagGaussianDistribution  # type: ignore[assignment]
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -66,8 +62,6 @@ class TruncatedNormalActor(BasePolicy):
     :param action_std: Standard deviation of the actions, positive; the actions' range is [-1, 1].
     :param noise_clip: Largest noise in the losses, positive.
     """
-
-    has_entropy = False
 
     def __init__(
         self,
@@ -112,10 +106,6 @@ class TruncatedNormalActor(BasePolicy):
         distribution = self.distribution(obs)
         actions = distribution.rsample(noise_clip=self.noise_clip)
         return actions, distribution.log_prob(actions)
-
-    def target_action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """The same: noise is clipped in both losses."""
-        return self.action_log_prob(obs)
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """Log-density of given actions in [-1, 1], ``(batch, action_dim) -> (batch,)``."""
@@ -170,7 +160,7 @@ class REDQPolicy(SACPolicy):
         if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
             optimizer_kwargs = {"fused": True}
         # SACPolicy builds the networks in its constructor, before attributes could be set
-        self._ensemble_kwargs = {"layer_norm": layer_norm, "dropout": dropout}
+        self._ensemble_kwargs: dict[str, Any] = {"layer_norm": layer_norm, "dropout": dropout}
         super().__init__(
             observation_space,
             action_space,
@@ -225,16 +215,20 @@ class TruncatedNormalPolicy(REDQPolicy):
     """
 
     def __init__(self, *args: Any, action_std: float = 0.1, noise_clip: float = 0.3, **kwargs: Any):
-        self._noise_kwargs = {"action_std": action_std, "noise_clip": noise_clip}
+        self._noise_kwargs: dict[str, Any] = {"action_std": action_std, "noise_clip": noise_clip}
         super().__init__(*args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), **self._noise_kwargs}
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> TruncatedNormalActor:
+    def make_actor(  # type: ignore[override]
+        self, features_extractor: BaseFeaturesExtractor | None = None
+    ) -> TruncatedNormalActor:
         # The same networks as SAC's actor, which has gSDE's arguments besides
         sde_arguments = ("use_sde", "log_std_init", "use_expln", "clip_mean")
-        actor_kwargs = {key: value for key, value in self.actor_kwargs.items() if key not in sde_arguments}
+        actor_kwargs: dict[str, Any] = {
+            key: value for key, value in self.actor_kwargs.items() if key not in sde_arguments
+        }
         actor_kwargs = self._update_features_extractor(actor_kwargs, features_extractor)
         return TruncatedNormalActor(**actor_kwargs, **self._noise_kwargs).to(self.device)
 
@@ -245,17 +239,15 @@ MlpPolicy = REDQPolicy
 class CnnPolicy(REDQPolicy):
     """:class:`REDQPolicy` for images: ``NatureCNN`` extracts the features."""
 
-    def __init__(self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = NatureCNN, **kwargs: Any):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
 class MultiInputPolicy(REDQPolicy):
     """:class:`REDQPolicy` for Dict observations: ``CombinedExtractor`` extracts the features."""
 
-    def __init__(
-        self, *args: Any, features_extractor_class: type[BaseFeaturesExtractor] = CombinedExtractor, **kwargs: Any
-    ):
-        super().__init__(*args, features_extractor_class=features_extractor_class, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
 
 
 class TruncatedNormalCnnPolicy(TruncatedNormalPolicy, CnnPolicy):

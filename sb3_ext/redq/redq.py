@@ -207,8 +207,8 @@ class REDQ(DemonstrationsMixin, SAC):
         if issubclass(self.policy_class, TruncatedNormalPolicy):
             if self.ent_coef not in ("auto", 0):
                 raise ValueError(
-                    f"ent_coef={self.ent_coef!r}: the truncated-normal actor has a fixed standard deviation, so that an "
-                    "entropy bonus changes nothing but the values. Leave ent_coef out or set it to 0."
+                    f"ent_coef={self.ent_coef!r}: the truncated-normal actor's standard deviation is fixed, so that "
+                    "an entropy bonus changes nothing but the values. Leave ent_coef out or set it to 0."
                 )
             self.ent_coef = 0.0
         super()._setup_model()
@@ -219,8 +219,8 @@ class REDQ(DemonstrationsMixin, SAC):
             raise ValueError(f"policy_kwargs has n_critics={n_policy_critics}: use REDQ's argument n_critics instead.")
         if not 1 <= self.n_target_critics <= self.n_critics:
             raise ValueError(
-                f"n_target_critics={self.n_target_critics} critics are drawn out of n_critics={self.n_critics}: it must "
-                f"be between 1 and {self.n_critics}."
+                f"n_target_critics={self.n_target_critics} critics are drawn out of n_critics={self.n_critics}: it "
+                f"must be between 1 and {self.n_critics}."
             )
         if not self.utd_ratio > 0:
             raise ValueError(f"utd_ratio={self.utd_ratio} critic updates per transition must be positive.")
@@ -335,7 +335,7 @@ class REDQ(DemonstrationsMixin, SAC):
     @th.no_grad()
     def _target(self, batch: Samples, members: th.Tensor | None) -> th.Tensor:
         """Regression target of all critics, shape ``(batch, 1)``, from the target critics ``members``."""
-        next_actions, next_log_prob = self.actor.target_action_log_prob(batch.next_observations)
+        next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
         next_q_values = self.critic_target(batch.next_observations, next_actions, members)
         # (n_target_critics, batch, 1) -> (batch, 1)
         next_values = next_q_values.amin(dim=0) - self._ent_coef() * next_log_prob.reshape(-1, 1)
@@ -349,6 +349,7 @@ class REDQ(DemonstrationsMixin, SAC):
         ent_coef = self._ent_coef()
         if self.ent_coef_optimizer is not None:
             assert self.log_ent_coef is not None
+            assert isinstance(self.target_entropy, float)
             ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
             self.ent_coef_optimizer.zero_grad()
             ent_coef_loss.backward()

@@ -69,7 +69,9 @@ def _collect(argv: list[str]) -> None:
         prog="sb3-ext collect", description="Record episodes of an expert as a Minari dataset."
     )
     parser.add_argument("--env", required=True, help="environment id, such as MetaWorldSparse/hammer-v3")
-    parser.add_argument("--output", required=True, help="Minari id of the dataset; -v0 is added where it has no version")
+    parser.add_argument(
+        "--output", required=True, help="Minari id of the dataset; -v0 is added where it has no version"
+    )
     parser.add_argument("--expert", default="scripted", help="'scripted', or the path of an SB3 model")
     parser.add_argument("--algo", help="algorithm of that model, as RL Zoo calls it")
     parser.add_argument("--episodes", type=int, default=10, help="episodes to keep")

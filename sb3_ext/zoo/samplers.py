@@ -12,7 +12,7 @@ def sample_redq_params(
 ) -> dict[str, Any]:
     """Values that may differ between tasks; the rest (demonstrations above all) stays as configured."""
     n_critics = trial.suggest_categorical("n_critics", [2, 5, 10])
-    sampled = {
+    sampled: dict[str, Any] = {
         "n_critics": n_critics,
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
         "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-3, log=True),
