@@ -4,14 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, MaybeCallback, ReplayBufferSamples
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
 from sb3_ext.datasets.load import DemosLike, load_demonstrations
 from sb3_ext.datasets.transitions import DatasetError, Transitions
 
@@ -28,13 +31,14 @@ class DemonstrationsMixin(_Base):
     """
     Gives an off-policy algorithm a second, read-only buffer of demonstrations and batches that mix both.
 
-    The class that uses it sets ``demos`` and ``demo_ratio`` in its constructor, before ``_setup_model``, and calls
-    ``_load_demos`` after it. The demonstrations are never part of the replay buffer, so that nothing overwrites them.
-    A model that is loaded without an environment allocates no replay buffer.
+    The class that uses it sets ``demos``, ``demo_ratio`` and ``standardize_observations`` in its constructor, before
+    ``_setup_model``, and calls ``_load_demos`` after it. Demonstrations are no part of the replay buffer: nothing
+    overwrites them. A model that is loaded without an environment allocates no replay buffer.
     """
 
     demos: DemosLike | None
     demo_ratio: float
+    standardize_observations: bool
     demo_buffer: ReplayBuffer | None = None
 
     def _demo_uses(self) -> dict[str, float]:
@@ -44,6 +48,8 @@ class DemonstrationsMixin(_Base):
     def _setup_model(self) -> None:
         if not 0 <= self.demo_ratio <= 1:
             raise ValueError(f"demo_ratio={self.demo_ratio} is a share of each batch and must be in [0, 1].")
+        if self.standardize_observations:
+            self._use_standardizing_extractor()
         if self.env is None and self.replay_buffer is None:
             # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
             self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
@@ -51,6 +57,17 @@ class DemonstrationsMixin(_Base):
             self.replay_buffer = None
         else:
             super()._setup_model()
+
+    def _use_standardizing_extractor(self) -> None:
+        if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
+            raise ValueError(
+                f"standardize_observations works on vectors, not on {self.observation_space}. "
+                "Wrap the environment in VecNormalize instead."
+            )
+        extractor = self.policy_kwargs.get("features_extractor_class", StandardizingExtractor)
+        if extractor is not StandardizingExtractor:
+            raise ValueError(f"standardize_observations and the features extractor {extractor} exclude each other.")
+        self.policy_kwargs = {**self.policy_kwargs, "features_extractor_class": StandardizingExtractor}
 
     def _load_demos(self) -> None:
         """
@@ -61,6 +78,8 @@ class DemonstrationsMixin(_Base):
         """
         uses = self._demo_uses()
         if self.demos is None:
+            if self.standardize_observations and self.num_timesteps == 0:
+                raise ValueError("standardize_observations takes its statistics from demonstrations: pass demos=...")
             if any(uses.values()):
                 raise ValueError(f"{_assignments(uses)} need demonstrations: pass demos=... or set them to 0.")
             return
@@ -69,6 +88,9 @@ class DemonstrationsMixin(_Base):
         transitions = load_demonstrations(self.demos, self._env_spec(), self.seed)
         transitions.check_spaces(self.observation_space, self.action_space)
         self.demo_buffer = self._make_demo_buffer(transitions)
+        if self.num_timesteps == 0 and self.standardize_observations:
+            assert isinstance(transitions.observations, np.ndarray)
+            set_statistics(self.policy, transitions.observations)
 
     def _env_spec(self) -> EnvSpec | None:
         assert self.env is not None

@@ -89,6 +89,8 @@ class REDQ(DemonstrationsMixin, SAC):
     :param bc_gradient_steps: Cloning steps per environment transition, after the actor's own.
     :param bc_coef: Factor of the cloning loss during RL: a number, ``"lin_1.0"`` (down to 0 at the end of ``learn``) or
         a function of the remaining progress.
+    :param standardize_observations: Standardise observations by mean and standard deviation of the demonstrations,
+        inside the policy: frozen, saved with the model, and ``predict`` takes raw observations. For vectors only.
     :param stats_window_size: Window of the rollout logging, in episodes.
     :param tensorboard_log: The log location for TensorBoard (if None, no logging).
     :param policy_kwargs: Arguments of the policy, see :class:`~sb3_ext.redq.policies.REDQPolicy`.
@@ -141,6 +143,7 @@ class REDQ(DemonstrationsMixin, SAC):
         bc_pretrain_steps: int = 0,
         bc_gradient_steps: int = 0,
         bc_coef: float | str | Schedule = 1.0,
+        standardize_observations: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -191,6 +194,7 @@ class REDQ(DemonstrationsMixin, SAC):
         self.bc_pretrain_steps = bc_pretrain_steps
         self.bc_gradient_steps = bc_gradient_steps
         self.bc_coef = bc_coef
+        self.standardize_observations = standardize_observations
         # Critic updates that are due and not done yet: the fractions of a `utd_ratio` that is no integer
         self._updates_due = 0.0
         self._bc_pretrain_steps_done = 0

@@ -1,0 +1,17 @@
+import pytest
+import torch as th
+
+import sb3_ext  # noqa: F401 (registers the environments)
+
+
+@pytest.fixture(autouse=True)
+def minari_folder(tmp_path_factory, monkeypatch):
+    """Each test has a folder of its own for Minari datasets, its subprocesses too; the user's home stays untouched."""
+    folder = tmp_path_factory.mktemp("minari")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_torch_thread():
+    th.set_num_threads(1)
