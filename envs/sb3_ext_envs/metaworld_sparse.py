@@ -49,7 +49,7 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         terminate_on_success: bool = True,
         goal_observable: bool = True,
         render_mode: str | None = None,
-        camera_name: str = "corner2",
+        camera_name: str = "corner4",
         width: int = 480,
         height: int = 480,
     ):
@@ -64,6 +64,7 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         self.terminate_on_success = terminate_on_success
         self.goal_observable = goal_observable
         self.render_mode = render_mode
+        self.camera_name = camera_name
         self._env = _make_metaworld(task, render_mode, camera_name, width, height)
         self.observation_space = spaces.Box(-OBSERVATION_BOUND, OBSERVATION_BOUND, (OBSERVATION_DIM,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
@@ -119,9 +120,13 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
             gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
             return None
         try:
-            return self._env.render()
+            picture = self._env.render()
         except Exception as error:
             raise _cannot_render() from error
+        if self.render_mode == "rgb_array" and self.camera_name.startswith("corner"):
+            # Meta-World hangs its corner cameras upside down
+            return np.ascontiguousarray(picture[::-1, ::-1])
+        return picture
 
     def close(self) -> None:
         self._env.close()
