@@ -23,7 +23,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 import rl_zoo_configs
 from sb3_ext import REDQ
-from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets import load_demonstrations
 
 # Far from the seeds of training, which are small numbers
@@ -97,8 +96,6 @@ def make_model(algo: str, env_id: str, seed: int, overrides: dict[str, Any]) -> 
     del hyperparams["n_timesteps"]
     if algo == "sac":
         return sac_with_demos(env_id, seed, hyperparams["demos"])
-    if "learning_rate" in hyperparams:
-        hyperparams["learning_rate"] = as_schedule(hyperparams["learning_rate"], "learning_rate")
     return REDQ(env=env_id, seed=seed, device="cpu", **hyperparams)
 
 

@@ -1,7 +1,7 @@
 """
 Play a trained agent and save the pictures: the last frame as PNG, the whole episode as GIF.
 
-    MUJOCO_GL=osmesa python examples/render.py --model demo/redq/MetaWorldSparse-hammer-v3_1/MetaWorldSparse-hammer-v3.zip
+    MUJOCO_GL=osmesa python examples/render.py --model demo/redq/MetaWorldSparse-hammer-v3_1/MetaWorldSparse-hammer-v3
 """
 
 import argparse

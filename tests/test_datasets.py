@@ -9,7 +9,7 @@ import minari
 import numpy as np
 import pytest
 from gymnasium import spaces
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from minari.data_collector import EpisodeBuffer
 from stable_baselines3 import SAC
@@ -210,6 +210,7 @@ def test_arrays_without_rows_are_refused():
 # Transitions from episodes
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 8), min_size=1, max_size=12).filter(any))
 def test_next_observations_are_exact_and_cross_no_episode(lengths):
     episodes = [make_episode(length, start=100 * i) for i, length in enumerate(lengths)]
@@ -397,7 +398,7 @@ def test_discrete_observations_fill_a_buffer():
     np.testing.assert_array_equal(samples.next_observations[:, 0], observations + 1)
 
 
-@pytest.mark.parametrize("first_ends", ["terminated", "truncated"])
+@pytest.mark.parametrize("first_ends", ["terminated", "truncated", "without a flag"])
 def test_n_step_returns_stay_inside_the_episode(first_ends):
     flags = {"terminated": first_ends == "terminated", "truncated": first_ends == "truncated"}
     episodes = [make_episode(2, **flags), make_episode(4, start=100, terminated=False, truncated=True)]

@@ -203,6 +203,22 @@ def test_scripted_action_lies_in_the_action_space():
         env.step(action)
 
 
+def test_scripted_expert_sees_the_goal_that_the_agent_does_not():
+    seeing, blind = make("reach-v3"), make("reach-v3", goal_observable=False)
+    for seed in range(5):
+        seeing.reset(seed=seed)
+        blind.reset(seed=seed)
+        np.testing.assert_array_equal(blind.unwrapped.scripted_action(), seeing.unwrapped.scripted_action())
+
+
+def test_observation_that_left_the_space_is_clipped(monkeypatch):
+    env = MetaWorldSparseEnv("hammer-v3")
+    monkeypatch.setattr(env._env, "reset", lambda: (np.linspace(-50, 50, 39), {}))
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    assert (obs.min(), obs.max()) == (-10, 10)
+
+
 def test_two_processes_play_what_one_process_plays():
     def make_two(vec_env_cls):
         # The prefix makes the workers, which import nothing of ours, register the environment

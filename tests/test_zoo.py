@@ -77,6 +77,11 @@ def constructor_arguments(algo):
     return set(inspect.signature(ALGORITHMS[algo].algorithm).parameters)
 
 
+def policy_arguments(policy):
+    """Keyword arguments of a policy class; one that takes ``**kwargs`` hands them to its base class."""
+    return set().union(*(inspect.signature(cls).parameters for cls in policy.__mro__ if cls is not object))
+
+
 # Registration
 
 
@@ -127,8 +132,7 @@ def test_configurations_hold_constructor_arguments(algo):
     for env_id, values in load_config(algo).items():
         assert values["n_timesteps"] > 0, env_id
         assert set(values) - ZOO_KEYS <= constructor_arguments(algo), env_id
-        policy_arguments = inspect.signature(policies[values["policy"]]).parameters
-        assert set(values.get("policy_kwargs", {})) <= set(policy_arguments), env_id
+        assert set(values.get("policy_kwargs", {})) <= policy_arguments(policies[values["policy"]]), env_id
 
 
 # Search spaces
@@ -143,6 +147,7 @@ def test_samples_are_constructor_arguments_and_converted_again_the_same(algo):
         trial = study.ask()
         sample = entry.sampler(trial, 4, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
         assert sample.keys() <= constructor_arguments(algo)
+        assert all(sample[name] == value for name, value in trial.user_attrs.items())
         raw = dict(trial.params)
         assert entry.converter(raw) == sample
         assert raw == trial.params
@@ -155,7 +160,7 @@ def test_sampled_policy_arguments_exist(algo):
     entry = ALGORITHMS[algo]
     sample = entry.sampler(optuna.create_study().ask(), 4, 1, {})
     policy = entry.algorithm.policy_aliases[load_config(algo)[HAMMER]["policy"]]
-    assert set(sample.get("policy_kwargs", {})) <= set(inspect.signature(policy).parameters)
+    assert set(sample.get("policy_kwargs", {})) <= policy_arguments(policy)
 
 
 # Training, playing and searching from the command line

@@ -12,14 +12,14 @@ class ReachEnv(gym.Env):
         box = spaces.Box(-10, 10, (3,), np.float32)
         self.dict_obs, self.image = dict_obs, image
         if image:
-            box = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+            box = spaces.Box(0, 255, (36, 36, 1), np.uint8)
         self.observation_space = spaces.Dict({"state": box}) if dict_obs else box
         self.action_space = spaces.Box(low, high, (2,), np.float32)
 
     def _obs(self):
         if self.image:
-            obs = np.zeros((1, 36, 36), np.uint8)
-            obs[0, :, int(np.clip(18 + 8 * (self.x - self.goal), 0, 35))] = 255
+            obs = np.zeros((36, 36, 1), np.uint8)
+            obs[:, int(np.clip(18 + 8 * (self.x - self.goal), 0, 35)), 0] = 255
         else:
             obs = np.array([self.x, self.goal, self.goal - self.x], np.float32)
         return {"state": obs} if self.dict_obs else obs

@@ -12,6 +12,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecTransposeImage, unwrap_vec_wrapper
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
@@ -40,6 +41,7 @@ class DemonstrationsMixin(_Base):
     demo_ratio: float
     standardize_observations: bool
     demo_buffer: ReplayBuffer | None = None
+    _has_statistics = False
 
     def _demo_uses(self) -> dict[str, float]:
         """Arguments that need demonstrations from here on, with their values; none are needed where all are 0."""
@@ -78,7 +80,7 @@ class DemonstrationsMixin(_Base):
         """
         uses = self._demo_uses()
         if self.demos is None:
-            if self.standardize_observations and self.num_timesteps == 0:
+            if self.standardize_observations and not self._has_statistics:
                 raise ValueError("standardize_observations takes its statistics from demonstrations: pass demos=...")
             if any(uses.values()):
                 raise ValueError(f"{_assignments(uses)} need demonstrations: pass demos=... or set them to 0.")
@@ -86,11 +88,26 @@ class DemonstrationsMixin(_Base):
         if not any(uses.values()):
             raise ValueError(f"demos are given, but {_assignments(uses)} leave them unused: set at least one.")
         transitions = load_demonstrations(self.demos, self._env_spec(), self.seed)
+        transitions = self._transpose_images(transitions)
         transitions.check_spaces(self.observation_space, self.action_space)
         self.demo_buffer = self._make_demo_buffer(transitions)
-        if self.num_timesteps == 0 and self.standardize_observations:
+        if self.standardize_observations and not self._has_statistics:
             assert isinstance(transitions.observations, np.ndarray)
             set_statistics(self.policy, transitions.observations)
+            self._has_statistics = True
+
+    def _transpose_images(self, transitions: Transitions) -> Transitions:
+        """Demonstrations hold images as the environment gives them; SB3 may have put their channels first."""
+        assert self.env is not None
+        wrapper = unwrap_vec_wrapper(self.env, VecTransposeImage)
+        if wrapper is None:
+            return transitions
+        transitions.check_spaces(wrapper.venv.observation_space, self.action_space)
+        transposed = {
+            name: wrapper.transpose_observations(getattr(transitions, name))
+            for name in ("observations", "next_observations")
+        }
+        return replace(transitions, **transposed)
 
     def _env_spec(self) -> EnvSpec | None:
         assert self.env is not None

@@ -60,7 +60,8 @@ class REDQ(DemonstrationsMixin, SAC):
         ``"TruncatedNormalMlpPolicy"``, ``"TruncatedNormalCnnPolicy"`` or ``"TruncatedNormalMultiInputPolicy"`` with a
         tanh mean and a fixed standard deviation.
     :param env: The environment to learn from (if registered in Gym, can be a string). Its actions are a Box.
-    :param learning_rate: Learning rate of all networks, a number or a function of the remaining progress (1 to 0).
+    :param learning_rate: Learning rate of all networks: a number, ``"lin_3e-4"`` (down to 0 at the end of ``learn``) or
+        a function of the remaining progress, which goes from 1 to 0.
     :param buffer_size: Size of the replay buffer in transitions; demonstrations do not count.
     :param learning_starts: Steps with random actions and no updates. An actor that has cloned demonstrations acts by
         itself from the first step.
@@ -120,7 +121,7 @@ class REDQ(DemonstrationsMixin, SAC):
         self,
         policy: str | type[REDQPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | str | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
         learning_starts: int = 100,
         batch_size: int = 256,
@@ -156,7 +157,7 @@ class REDQ(DemonstrationsMixin, SAC):
             super().__init__(
                 policy,  # type: ignore[arg-type]
                 env,
-                learning_rate,
+                as_schedule(learning_rate, "learning_rate") if isinstance(learning_rate, str) else learning_rate,
                 buffer_size,
                 learning_starts,
                 batch_size,
