@@ -2,6 +2,7 @@
 
 import difflib
 import sys
+import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -119,6 +120,8 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         if self.render_mode is None:
             gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
             return None
+        if self.render_mode == "human":
+            _check_display()
         try:
             picture = self._env.render()
         except Exception as error:
@@ -151,6 +154,16 @@ def _make_metaworld(task: str, render_mode: str | None, camera_name: str, width:
     env.__dict__.pop("sawyer_observation_space", None)
     env.max_path_length = sys.maxsize
     return env
+
+
+def _check_display() -> None:
+    """Without a display GLFW ends the process in an assertion, which no ``except`` catches."""
+    import glfw
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", glfw.GLFWError)
+        if not glfw.init():
+            raise _cannot_render()
 
 
 def _cannot_render() -> RuntimeError:

@@ -52,6 +52,10 @@ class DemonstrationsMixin(_Base):
             raise ValueError(f"demo_ratio={self.demo_ratio} is a share of each batch and must be in [0, 1].")
         if self.standardize_observations:
             self._use_standardizing_extractor()
+        n_step_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma}
+        if self.replay_buffer_class is NStepReplayBuffer and self.replay_buffer_kwargs == n_step_kwargs:
+            # A loaded model: SB3 would take its own choice for the user's, and warn that `n_steps` is ignored
+            self.replay_buffer_class = None
         if self.env is None and self.replay_buffer is None:
             # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
             self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
@@ -103,7 +107,7 @@ class DemonstrationsMixin(_Base):
         if wrapper is None:
             return transitions
         transitions.check_spaces(wrapper.venv.observation_space, self.action_space)
-        transposed = {
+        transposed: dict[str, Any] = {
             name: wrapper.transpose_observations(getattr(transitions, name))
             for name in ("observations", "next_observations")
         }
@@ -121,6 +125,11 @@ class DemonstrationsMixin(_Base):
         kwargs: dict[str, Any] = {}
         buffer_class: type[ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
         if self.n_steps > 1:
+            if self.replay_buffer_class is not NStepReplayBuffer:
+                raise ValueError(
+                    f"n_steps={self.n_steps} with demonstrations needs SB3's NStepReplayBuffer, not "
+                    f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
+                )
             buffer_class, kwargs = NStepReplayBuffer, {"n_steps": self.n_steps, "gamma": self.gamma}
         buffer = buffer_class(len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs)
         is_box = isinstance(self.action_space, spaces.Box)

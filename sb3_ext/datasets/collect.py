@@ -21,8 +21,21 @@ MAX_ATTEMPTS_PER_EPISODE = 10
 
 
 def minari_id(name: str) -> str:
-    """``"hammer-10" -> "hammer-10-v0"``: Minari ids end in a version."""
-    return name if re.search(r"-v\d+$", name) else f"{name}-v0"
+    """
+    ``"hammer-10" -> "hammer-10-v0"``: Minari ids end in a version.
+
+    :raises DatasetError: the name cannot be an id.
+    """
+    from minari.dataset.minari_dataset import parse_dataset_id
+
+    dataset_id = name if re.search(r"-v\d+$", name) else f"{name}-v0"
+    try:
+        parse_dataset_id(dataset_id)
+    except (ValueError, TypeError) as error:
+        raise DatasetError(
+            f"{name!r} cannot be the id of a Minari dataset: write letters, digits, '-' and '_', as in 'hammer-10'."
+        ) from error
+    return dataset_id
 
 
 def scripted_expert(env: gym.Env) -> Expert:
@@ -56,6 +69,10 @@ def model_expert(path: str, algo: str, env: gym.Env) -> Expert:
         model = ALGOS[algo].load(path, device="cpu")
     except FileNotFoundError as error:
         raise DatasetError(f"There is no model {path}.") from error
+    except Exception as error:  # other classes stumble over the zip in ways of their own
+        raise DatasetError(
+            f"{path} cannot be loaded as {algo!r} ({type(error).__name__}: {error}). Was it trained by another?"
+        ) from error
     if (model.observation_space, model.action_space) != (env.observation_space, env.action_space):
         raise DatasetError(
             f"{path} was trained with {model.observation_space} and {model.action_space}, the environment has "
@@ -184,6 +201,7 @@ def collect(
             dataset_id=dataset_id,
             buffer=episodes,
             env=env,
+            jpeg_encoding=False,  # images come back as they were
             algorithm_name=expert if algo is None else algo,
             description=f"{n_episodes} episodes of {env_id}, expert {expert}, noise {noise}, seed {seed}.",
         )

@@ -88,12 +88,11 @@ def _load_minari(name: str, path: Path) -> Transitions:
     import minari
     from minari import MinariDataset
 
-    dataset_id = minari_id(name)
     try:
         if path.is_dir():
             data = path / "data"
             dataset = MinariDataset(data if data.is_dir() else path)
-        elif dataset_id in minari.list_local_datasets():
+        elif (dataset_id := minari_id(name)) in minari.list_local_datasets():
             dataset = minari.load_dataset(dataset_id)
         else:
             raise DatasetError(

@@ -104,13 +104,17 @@ class Transitions:
                 *(episode.observations for episode in episodes),
             )
 
+        terminations, truncations = stack("terminations").astype(bool), stack("truncations").astype(bool)
+        # A recording that just stops was cut off: n-step returns must not run on into the next episode
+        last = np.cumsum([len(episode.rewards) for episode in episodes]) - 1
+        truncations[last] |= ~terminations[last]
         transitions = cls(
             observations=stack_observations(slice(None, -1)),
             actions=stack("actions"),
             rewards=stack("rewards"),
             next_observations=stack_observations(slice(1, None)),
-            terminations=stack("terminations").astype(bool),
-            truncations=stack("truncations").astype(bool),
+            terminations=terminations,
+            truncations=truncations,
             source=source,
             env_id=env_id,
         )
@@ -150,6 +154,13 @@ class Transitions:
         self._check_column("actions", self.actions, action_space)
         if not np.isfinite(self.rewards).all():
             raise DatasetError(f"{self.source}: rewards hold NaN or infinite values. Remove those transitions.")
+        if isinstance(action_space, spaces.Discrete):
+            last = action_space.start + action_space.n - 1
+            if self.actions.min() < action_space.start or self.actions.max() > last:
+                raise DatasetError(
+                    f"{self.source}: actions span {self.actions.min()} to {self.actions.max()}, the action space "
+                    f"{action_space.start} to {last}. {_OTHER_ENVIRONMENT}"
+                )
         if isinstance(action_space, spaces.Box):
             low, high = self.actions.min(axis=0), self.actions.max(axis=0)
             if (low < action_space.low - ACTION_TOLERANCE).any() or (high > action_space.high + ACTION_TOLERANCE).any():
