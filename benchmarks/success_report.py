@@ -16,9 +16,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+# For each curve and each seed: timesteps, success rates, seconds of training
+Seeds = dict[str, tuple[np.ndarray, np.ndarray, float]]
+Curves = dict[str, Seeds]
 
-def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
-    """For each seed: timesteps, success rates, seconds of training."""
+
+def read(folder: Path) -> Seeds:
+    """The seeds of one curve."""
     seeds = {}
     for path in sorted(folder.glob("seed*.csv")):
         with path.open() as file:
@@ -29,7 +33,7 @@ def read(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray, float]]:
     return seeds
 
 
-def table(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]], thresholds: list[float]) -> str:
+def table(curves: Curves, thresholds: list[float]) -> str:
     firsts = " | ".join(f"first step with ≥ {100 * threshold:.0f} %" for threshold in thresholds)
     lines = [
         f"| run | seed | cloned, step 0 | best | last | {firsts} | training time |",
@@ -47,7 +51,7 @@ def table(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]], th
     return "\n".join(lines) + "\n"
 
 
-def figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]], path: Path, title: str) -> None:
+def figure(curves: Curves, path: Path, title: str, cloned: str | None) -> None:
     fig, axes = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
     for i, (name, seeds) in enumerate(curves.items()):
         length = min(len(steps) for steps, _, _ in seeds.values())
@@ -56,6 +60,10 @@ def figure(curves: dict[str, dict[str, tuple[np.ndarray, np.ndarray, float]]], p
         color = f"C{i}"
         axes.plot(steps, success.mean(axis=0), color=color, label=f"{name} ({len(seeds)} seeds)")
         axes.fill_between(steps, success.min(axis=0), success.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    if cloned is not None:
+        starts = 100 * np.array([success[0] for _, success, _ in curves[cloned].values()])
+        axes.axhline(starts.mean(), color="black", linestyle="--", label=f"cloning alone ({len(starts)} seeds)")
+        axes.axhspan(starts.min(), starts.max(), color="black", alpha=0.1, linewidth=0)
     axes.set(xlabel="environment steps", ylabel="success, % of 100 episodes", title=title, ylim=(-2, 102))
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)
@@ -67,12 +75,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--title", default="")
+    parser.add_argument("--cloned", help="curve whose first points, before any environment step, are drawn as a line")
     parser.add_argument("--thresholds", type=float, nargs="+", default=[0.9, 0.95, 0.97])
     args = parser.parse_args()
     curves = {folder.name: read(folder) for folder in sorted(args.folder.iterdir()) if folder.is_dir()}
     text = table(curves, args.thresholds)
     (args.folder / "table.md").write_text(text)
-    figure(curves, args.folder / "success.png", args.title)
+    figure(curves, args.folder / "success.png", args.title, args.cloned)
     print(text)
 
 

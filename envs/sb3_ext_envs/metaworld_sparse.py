@@ -40,6 +40,7 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
     :param width: Width of the picture in pixels.
     :param height: Height of the picture in pixels.
     :raises ValueError: The task does not exist; the message names the closest ones.
+    :raises RuntimeError: ``render_mode="human"`` without a display.
     """
 
     metadata = {"render_modes": ["human", "rgb_array"], "render_fps": 80}  # noqa: RUF012 (Gymnasium's own form)
@@ -120,8 +121,6 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         if self.render_mode is None:
             gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
             return None
-        if self.render_mode == "human":
-            _check_display()
         try:
             picture = self._env.render()
         except Exception as error:
@@ -139,6 +138,8 @@ def _make_metaworld(task: str, render_mode: str | None, camera_name: str, width:
     """Meta-World's environment, with new poses at each reset, the goal visible and no exception past 500 steps."""
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
+    if render_mode == "human":
+        _check_display()
     cameras = {"camera_name": camera_name} if render_mode is not None else {}
     try:
         env = ALL_V3_ENVIRONMENTS[task](render_mode=render_mode, width=width, height=height, **cameras)

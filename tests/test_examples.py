@@ -1,0 +1,60 @@
+"""Every example, benchmark and code block of the README runs, with small numbers in place of large ones."""
+
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+TINY = ["bc_pretrain_steps=20", "utd_ratio=1", "n_critics=2", "demos=scripted:1"]
+
+
+def run(folder, *arguments):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_demo_leaves_model_curve_and_the_commands_to_go_on(tmp_path):
+    output = run(tmp_path, ROOT / "examples/demo.py", "--timesteps", 20, "--eval-episodes", 1)
+    assert re.search(r"success before: \d+ %, after: \d+ % of 1 episodes", output)
+    assert (tmp_path / "demo/learning_curve.png").stat().st_size > 5_000
+    assert list((tmp_path / "demo/tensorboard").rglob("events.out.tfevents.*"))
+    command = re.search(r"sb3-ext (enjoy .*)", output).group(1).split()
+    assert "Success rate: " in run(tmp_path, "-m", "sb3_ext", *command, "-n", 600)
+
+
+def test_python_of_the_readme_runs(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    small = code.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("10_000", "20")
+    assert small.count("=20") == 1 and "learn(20" in small
+    (tmp_path / "readme.py").write_text(small)
+    run(tmp_path, "readme.py")
+    assert (tmp_path / "hammer.zip").exists()
+
+
+@pytest.mark.parametrize("algo", ["redq", "sac"])
+def test_success_benchmark_and_its_report(algo, tmp_path):
+    arguments = ["--algo", algo, "--timesteps", 20, "--eval-freq", 10, "--eval-episodes", 1, "--set", *TINY]
+    for seed in (0, 1):
+        run(
+            tmp_path, ROOT / "benchmarks/success.py", *arguments, "--seed", seed, "--output", tmp_path / "results/curve"
+        )
+    with (tmp_path / "results/curve/seed1.csv").open() as file:
+        assert [row["timesteps"] for row in csv.DictReader(file)] == ["0", "10", "20"]
+    output = run(tmp_path, ROOT / "benchmarks/success_report.py", "results")
+    assert output.count("| curve |") == 2
+    assert (tmp_path / "results/success.png").exists() and (tmp_path / "results/table.md").exists()
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
