@@ -18,13 +18,13 @@ QUICK = ["--set", "n_critics=2", "utd_ratio=1", "policy_delay=5"]
 
 
 CURVES = {
-    "hammer/REDQ 2 critics, UTD 1": ["--timesteps", "20000", *QUICK],
+    "hammer/REDQ 2 critics, UTD 1": ["--timesteps", "15000", *QUICK],
+    "hammer/REDQ 10 critics, UTD 5": ["--timesteps", "5000", "--eval-freq", "500"],
     "tasks/drawer-open": ["--env", "MetaWorldSparse/drawer-open-v3", "--timesteps", "5000", *QUICK],
     "tasks/door-open": ["--env", "MetaWorldSparse/door-open-v3", "--timesteps", "5000", *QUICK],
     "tasks/button-press-topdown": ["--env", "MetaWorldSparse/button-press-topdown-v3", "--timesteps", "5000", *QUICK],
-    "hammer/REDQ 10 critics, UTD 5": ["--timesteps", "10000"],
-    "hammer/SB3 SAC, demos in its buffer": ["--algo", "sac", "--timesteps", "10000", "--eval-freq", "2500"],
-    "tasks/peg-insert-side": ["--env", "MetaWorldSparse/peg-insert-side-v3", "--timesteps", "10000", *QUICK],
+    "hammer/SB3 SAC, demos in its buffer": ["--algo", "sac", "--timesteps", "10000", "--eval-freq", "5000"],
+    "tasks/peg-insert-side": ["--env", "MetaWorldSparse/peg-insert-side-v3", "--timesteps", "5000", *QUICK],
 }
 
 

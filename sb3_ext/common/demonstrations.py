@@ -206,7 +206,8 @@ class DemonstrationsMixin(_Base):
             if size > 0:
                 assert buffer is not None
                 samples = buffer.sample(n_batches * size, env=self._vec_normalize_env)
-                parts.append(_map_samples(lambda x: x.reshape(n_batches, -1, *x.shape[1:]), samples))
+                # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
+                parts.append(_map_samples(lambda x: x.reshape(-1, n_batches, *x.shape[1:]).transpose(0, 1), samples))
         mixed = parts[0] if len(parts) == 1 else _map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
         return [_map_samples(lambda x, i=i: x[i], mixed) for i in range(n_batches)]
 

@@ -97,7 +97,7 @@ def rollout_episodes(
     :param n_episodes: Number of episodes to return, at least 1.
     :param noise: Standard deviation of Gaussian noise on Box actions, where 1 is half the action range; noisy actions
         are clipped to the action space and recorded as played.
-    :param seed: Seed of the first reset and of the noise.
+    :param seed: Seed that those of the first reset and of the noise are derived from, at least 0.
     :param only_successful: Drop episodes that end without ``info["is_success"]``. An environment that does not report
         success keeps all its episodes.
     :return: Episodes with T steps and T + 1 observations.
@@ -107,10 +107,12 @@ def rollout_episodes(
         raise DatasetError(f"The number of episodes must be at least 1, not {n_episodes}.")
     if noise < 0 or (noise > 0 and not isinstance(env.action_space, spaces.Box)):
         raise DatasetError(f"noise={noise} must be at least 0, and 0 where actions are not a Box ({env.action_space}).")
-    rng = np.random.default_rng(seed)
+    # Not the seed itself: a training environment with the same seed would start where the expert was seen
+    env_seed, noise_seed = (int(state) for state in np.random.SeedSequence(seed).generate_state(2))
+    rng = np.random.default_rng(noise_seed)
     episodes: list[EpisodeBuffer] = []
     for attempt in range(n_episodes * MAX_ATTEMPTS_PER_EPISODE):
-        episode, is_success = _play_episode(env, expert, noise, rng, seed if attempt == 0 else None, len(episodes))
+        episode, is_success = _play_episode(env, expert, noise, rng, env_seed if attempt == 0 else None, len(episodes))
         if is_success or not only_successful:
             episodes.append(episode)
         if len(episodes) == n_episodes:
