@@ -10,14 +10,14 @@ import sys
 import warnings
 from pathlib import Path
 
-import gymnasium as gym
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import yaml
 from stable_baselines3.common.callbacks import EvalCallback
-from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
 import rl_zoo_configs
 from sb3_ext import REDQ
@@ -32,19 +32,9 @@ BIN = "" if shutil.which("sb3-ext") else f"{Path(sys.executable).parent}/"
 
 
 def success_rate(model: REDQ, n_episodes: int) -> float:
-    """Share of successful episodes, in percent."""
-    env = gym.make(ENV_ID)
-    successes = 0
-    for i in range(n_episodes):
-        obs, _ = env.reset(seed=1_000 + i)
-        done = False
-        while not done:
-            action, _ = model.predict(obs, deterministic=True)
-            obs, _, terminated, truncated, info = env.step(action)
-            done = terminated or truncated
-        successes += info["is_success"]
-    env.close()
-    return 100 * successes / n_episodes
+    """Share of successful episodes, in percent: their reward is 1, that of the others 0."""
+    mean_reward, _ = evaluate_policy(model, make_vec_env(ENV_ID, seed=1_000), n_episodes)
+    return 100 * mean_reward
 
 
 def plot(steps: list[int], success: list[float], path: Path) -> None:
@@ -86,7 +76,7 @@ def main() -> None:
 
     print(f"3. Learning for {args.timesteps:,} steps from the sparse reward")
     evaluation = EvalCallback(
-        Monitor(gym.make(ENV_ID)),
+        make_vec_env(ENV_ID, seed=2_000),
         n_eval_episodes=20,
         eval_freq=max(args.timesteps // 10, 1),
         log_path=str(folder),

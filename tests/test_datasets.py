@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import gymnasium as gym
+import h5py
 import minari
 import numpy as np
 import pytest
@@ -95,11 +96,12 @@ SCRIPTED, NO_EXPERT = "ScriptedLineEnv-v0", "LineEnv-v0"
 
 def make_arrays(n=6, **changes):
     rng = np.random.default_rng(0)
+    observations = rng.normal(size=(n + 1, 2)).astype(np.float32)
     arrays = {
-        "observations": rng.normal(size=(n, 2)).astype(np.float32),
+        "observations": observations[:-1],
         "actions": rng.uniform(LOW, HIGH, (n, 2)).astype(np.float32),
         "rewards": rng.normal(size=n),
-        "next_observations": rng.normal(size=(n, 2)).astype(np.float32),
+        "next_observations": observations[1:],
         "terminations": np.arange(n) == n - 1,
         "truncations": np.zeros(n, bool),
     }
@@ -160,6 +162,87 @@ def test_arrays_are_kept_as_they_are():
     assert len(transitions) == 6
     for name in COLUMNS:
         np.testing.assert_array_equal(getattr(transitions, name), arrays[name])
+
+
+def test_jumps_between_rows_are_the_ends_of_truncated_episodes():
+    arrays = make_arrays()
+    arrays["next_observations"] = with_entry(arrays["next_observations"], 2, 7.0)
+    arrays["terminations"] = np.array([False] * 4 + [True, False])
+    with pytest.warns(UserWarning, match="1 rows lead elsewhere"):
+        transitions = Transitions.from_arrays(arrays)
+    assert transitions.truncations.tolist() == [False, False, True, False, False, True]
+
+
+def test_a_wrapped_environment_is_played_with_its_wrappers():
+    env = gym.wrappers.RescaleAction(gym.make(SCRIPTED), -0.5, 0.5)
+    with pytest.raises(DatasetError, match="wrappers"):
+        load_demonstrations("scripted:1", type("MyWrapper", (gym.Wrapper,), {})(env).spec)
+    assert len(load_demonstrations("scripted:1", gym.make(SCRIPTED).spec)) > 0
+
+
+def write_d4rl(path, n=6, **changes):
+    columns = {
+        "observations": np.arange(2 * n, dtype=np.float32).reshape(n, 2),
+        "actions": np.zeros((n, 2), np.float32),
+        "rewards": np.arange(n, dtype=np.float32),
+        "terminals": np.arange(n) == 2,
+        "timeouts": np.arange(n) == n - 1,
+        **changes,
+    }
+    with h5py.File(path, "w") as file:
+        for key, column in columns.items():
+            if column is not None:
+                file[key] = column
+    return columns
+
+
+def test_d4rl_file_derives_next_observations_and_drops_timeouts(tmp_path):
+    columns = write_d4rl(tmp_path / "d4rl.hdf5")
+    transitions = load_demonstrations(tmp_path / "d4rl.hdf5")
+    assert transitions.rewards.tolist() == [0, 1, 2, 3, 4]
+    assert transitions.terminations.tolist() == [False, False, True, False, False]
+    assert transitions.truncations.tolist() == [False, False, False, False, True]
+    np.testing.assert_array_equal(transitions.next_observations[[0, 1, 3, 4]], columns["observations"][[1, 2, 4, 5]])
+
+
+def test_d4rl_file_with_next_observations_keeps_every_row(tmp_path):
+    write_d4rl(tmp_path / "d4rl.hdf5", next_observations=np.arange(2, 14, dtype=np.float32).reshape(6, 2))
+    transitions = load_demonstrations(tmp_path / "d4rl.hdf5")
+    assert len(transitions) == 6
+    assert transitions.truncations.tolist() == [False] * 5 + [True]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"rewards": None}, r"lacks the columns \['rewards'\]"), ({"rewards": np.zeros(3)}, "one row a step")],
+)
+def test_broken_d4rl_file_is_refused(changes, message, tmp_path):
+    write_d4rl(tmp_path / "d4rl.hdf5", **changes)
+    with pytest.raises(DatasetError, match=message):
+        load_demonstrations(tmp_path / "d4rl.hdf5")
+
+
+def test_d4rl_file_that_is_none_or_missing_is_refused(tmp_path):
+    (tmp_path / "no.hdf5").write_bytes(b"nothing")
+    for path, message in ((tmp_path / "no.hdf5", "no readable HDF5"), (tmp_path / "nowhere.hdf5", "There is no file")):
+        with pytest.raises(DatasetError, match=message):
+            load_demonstrations(path)
+
+
+@pytest.mark.parametrize("name", ["hopper-mixed", "antmaze-umaze"])
+def test_shared_d4rl_files_load(name):
+    path = Path(__file__).parents[2] / f"shared/data/{name}.hdf5"
+    if not path.exists():
+        pytest.skip("no shared data in this checkout")
+    transitions = load_demonstrations(path)
+    with h5py.File(path) as file:
+        assert len(transitions) == len(file["actions"]) - int((file["timeouts"][:] & ~file["terminals"][:]).sum())
+
+
+def test_missing_path_says_so():
+    for name in ("/nowhere/data", "./nowhere"):
+        with pytest.raises(DatasetError, match="There is nothing at"):
+            load_demonstrations(name)
 
 
 def test_missing_truncations_mean_no_time_limit():
@@ -588,7 +671,7 @@ def test_file_that_is_no_model_is_refused(tmp_path):
 
 @pytest.mark.parametrize("env_id", ["DictLineEnv-v0", "DiscreteLineEnv-v0"])
 def test_model_of_other_spaces_is_refused(sac, env_id):
-    with pytest.raises(DatasetError, match=r"sac.zip was trained with Box.* and Box.*, the environment has"):
+    with pytest.raises(DatasetError, match=r"sac.zip cannot be loaded as 'sac' into this environment"):
         collect(env_id, "line", expert=sac.path, algo="sac")
 
 
@@ -734,9 +817,9 @@ def test_scripted_for_an_environment_without_expert_is_refused():
         load_demonstrations("scripted:3", gym.spec(NO_EXPERT))
 
 
-def test_data_of_another_environment_warns_with_both_ids():
+def test_data_under_another_environment_id_is_refused_with_both_ids():
     collect(SCRIPTED, "line", n_episodes=1)
-    with pytest.warns(UserWarning, match=rf"'line' was recorded in {SCRIPTED}, but training is in {NO_EXPERT}"):
+    with pytest.raises(DatasetError, match=rf"'line' was recorded in {SCRIPTED}, but training is in {NO_EXPERT}"):
         load_demonstrations("line", gym.spec(NO_EXPERT))
 
 

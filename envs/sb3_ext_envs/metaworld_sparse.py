@@ -17,6 +17,7 @@ OBSERVATION_DIM = 39
 # (https://github.com/Farama-Foundation/Metaworld/issues/393). Nothing gets 10 m away, so nothing is clipped in use.
 OBSERVATION_BOUND = 10.0
 GOAL_SLICE = slice(36, 39)
+CAMERAS = ("corner", "corner2", "corner3", "corner4", "topview", "behindGripper", "gripperPOV")
 
 
 class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
@@ -35,11 +36,10 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
     :param goal_observable: Put the goal position into the last three entries of the observation. With ``False``
         they are 0, as in Meta-World's meta-learning benchmarks.
     :param render_mode: ``"rgb_array"``, ``"human"`` or None.
-    :param camera_name: One of Meta-World's cameras: ``"corner"``, ``"corner2"``, ``"corner3"``, ``"corner4"``,
-        ``"topview"``, ``"behindGripper"``, ``"gripperPOV"``.
+    :param camera_name: One of Meta-World's cameras, ``CAMERAS``.
     :param width: Width of the picture in pixels.
     :param height: Height of the picture in pixels.
-    :raises ValueError: The task does not exist; the message names the closest ones.
+    :raises ValueError: The task or the camera does not exist; the message names the closest tasks.
     :raises RuntimeError: ``render_mode="human"`` without a display.
     """
 
@@ -61,6 +61,9 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
             raise ValueError(f"Unknown Meta-World task {task!r}: {hint}")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise ValueError(f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}")
+
+        if camera_name not in CAMERAS:
+            raise ValueError(f"camera_name must be one of {CAMERAS}, not {camera_name!r}")
 
         self.task = task
         self.terminate_on_success = terminate_on_success

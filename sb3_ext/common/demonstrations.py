@@ -41,21 +41,32 @@ class DemonstrationsMixin(_Base):
     demo_ratio: float
     standardize_observations: bool
     demo_buffer: ReplayBuffer | None = None
+    # Both are saved with the model
     _has_statistics = False
+    _chose_buffer = False
 
     def _demo_uses(self) -> dict[str, float]:
-        """Arguments that need demonstrations from here on, with their values; none are needed where all are 0."""
-        return {"demo_ratio": self.demo_ratio}
+        """Arguments that use demonstrations, with their values; 0 is no use."""
+        return {"demo_ratio": self.demo_ratio, "standardize_observations": self.standardize_observations}
+
+    def _demo_needs(self) -> dict[str, float]:
+        """Those of the uses for which there is something left to do."""
+        needs_statistics = self.standardize_observations and not self._has_statistics
+        return {**self._demo_uses(), "standardize_observations": needs_statistics}
 
     def _setup_model(self) -> None:
         if not 0 <= self.demo_ratio <= 1:
             raise ValueError(f"demo_ratio={self.demo_ratio} is a share of each batch and must be in [0, 1].")
         if self.standardize_observations:
             self._use_standardizing_extractor()
-        n_step_kwargs = {"n_steps": self.n_steps, "gamma": self.gamma}
-        if self.replay_buffer_class is NStepReplayBuffer and self.replay_buffer_kwargs == n_step_kwargs:
-            # A loaded model: SB3 would take its own choice for the user's, and warn that `n_steps` is ignored
+        if self._chose_buffer:
+            # A loaded model: SB3 would take its own choice for the user's, deaf to other `n_steps` and `gamma`
             self.replay_buffer_class = None
+            n_step_arguments = ("n_steps", "gamma")
+            self.replay_buffer_kwargs = {
+                key: value for key, value in self.replay_buffer_kwargs.items() if key not in n_step_arguments
+            }
+        self._chose_buffer = self.replay_buffer_class is None
         if self.env is None and self.replay_buffer is None:
             # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
             self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
@@ -82,15 +93,17 @@ class DemonstrationsMixin(_Base):
         :raises DatasetError: they are missing, broken or of another environment.
         :raises ValueError: demonstrations without a use, or a use without demonstrations.
         """
-        uses = self._demo_uses()
+        uses, needs = self._demo_uses(), self._demo_needs()
         if self.demos is None:
-            if self.standardize_observations and not self._has_statistics:
-                raise ValueError("standardize_observations takes its statistics from demonstrations: pass demos=...")
-            if any(uses.values()):
-                raise ValueError(f"{_assignments(uses)} need demonstrations: pass demos=... or set them to 0.")
+            if any(needs.values()):
+                raise ValueError(f"{_assignments(needs)} need demonstrations: pass demos=... or set them to 0.")
             return
         if not any(uses.values()):
-            raise ValueError(f"demos are given, but {_assignments(uses)} leave them unused: set at least one.")
+            raise ValueError(f"demos are given, but {_assignments(uses, all_values=True)} leave them unused: set one.")
+        if self.demo_ratio > 0 and round(self.demo_ratio * self.batch_size) == 0:
+            raise ValueError(
+                f"demo_ratio={self.demo_ratio} of batch_size={self.batch_size} rows is less than one row: raise either."
+            )
         transitions = load_demonstrations(self.demos, self._env_spec(), self.seed)
         transitions = self._transpose_images(transitions)
         transitions.check_spaces(self.observation_space, self.action_space)
@@ -114,23 +127,28 @@ class DemonstrationsMixin(_Base):
         return replace(transitions, **transposed)
 
     def _env_spec(self) -> EnvSpec | None:
+        """How to make the training environment once more; None if it was not made by ``gym.make``."""
         assert self.env is not None
-        # An environment that was not made by `gym.make` has no spec
         spec = self.env.get_attr("spec")[0] if self.env.has_attr("spec") else None
-        # Monitor and other wrappers add themselves to the spec, but cannot be made again from it
-        return spec and replace(spec, additional_wrappers=())
+        if spec is None:
+            return None
+        # SB3's Monitor adds itself to the spec, but cannot be made from it, and changes nothing
+        wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
+        return replace(spec, additional_wrappers=wrappers)
 
     def _make_demo_buffer(self, transitions: Transitions) -> ReplayBuffer:
         is_dict = isinstance(self.observation_space, spaces.Dict)
         kwargs: dict[str, Any] = {}
         buffer_class: type[ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
-        if self.n_steps > 1:
-            if self.replay_buffer_class is not NStepReplayBuffer:
-                raise ValueError(
-                    f"n_steps={self.n_steps} with demonstrations needs SB3's NStepReplayBuffer, not "
-                    f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
-                )
-            buffer_class, kwargs = NStepReplayBuffer, {"n_steps": self.n_steps, "gamma": self.gamma}
+        if isinstance(self.replay_buffer, NStepReplayBuffer):
+            # Both halves of a batch have returns of the same length
+            buffer_class = NStepReplayBuffer
+            kwargs = {"n_steps": self.replay_buffer.n_steps, "gamma": self.replay_buffer.gamma}
+        elif self.n_steps > 1:
+            raise ValueError(
+                f"n_steps={self.n_steps} with demonstrations needs SB3's NStepReplayBuffer, not "
+                f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
+            )
         buffer = buffer_class(len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs)
         is_box = isinstance(self.action_space, spaces.Box)
         transitions.fill(buffer, self.policy.scale_action if is_box else None)
@@ -146,7 +164,8 @@ class DemonstrationsMixin(_Base):
     ) -> tuple[int, BaseCallback]:
         if self.env is not None and self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
-        if self.env is not None and self.demo_buffer is None and any(self._demo_uses().values()):
+        is_unused = self.demos is not None and not any(self._demo_uses().values())
+        if self.env is not None and self.demo_buffer is None and (is_unused or any(self._demo_needs().values())):
             self._reload_demos()
         if self.demo_buffer is not None:
             self._initialise_normalization(self.demo_buffer)
@@ -169,18 +188,26 @@ class DemonstrationsMixin(_Base):
         )
 
     def _reload_demos(self) -> None:
+        """Demonstrations of a loaded model: from their saved name, or as given to ``load``."""
+        name = type(self).__name__
+        needs = {key: value for key, value in self._demo_needs().items() if value}
+        if self.demos is None:
+            raise DatasetError(
+                f"This model was trained with demonstrations ({_assignments(needs)}) that were in memory, and they are "
+                f"gone. Pass them again, {name}.load(path, env=env, demos=...), or train on without: "
+                f"{name}.load(path, env=env, {', '.join(f'{key}=0' for key in needs)})."
+            )
         try:
             self._load_demos()
-        except ValueError as error:
-            uses = {name: value for name, value in self._demo_uses().items() if value}
+        except DatasetError as error:
             raise DatasetError(
-                f"This model was trained with demonstrations ({_assignments(uses)}), and they are gone: {error} "
-                f"Pass them again, {type(self).__name__}.load(path, env=env, demos=...), or train on without: "
-                f"{type(self).__name__}.load(path, env=env, {', '.join(f'{name}=0' for name in uses)})."
+                f"{error} This model was trained with demonstrations ({_assignments(needs)}). Pass others, "
+                f"{name}.load(path, env=env, demos=...), or train on without: "
+                f"{name}.load(path, env=env, demos=None, {', '.join(f'{key}=0' for key in needs)})."
             ) from error
 
     def _initialise_normalization(self, demo_buffer: ReplayBuffer) -> None:
-        """A fresh ``VecNormalize`` starts with the statistics of the demonstrations, so that cloning sees its scale."""
+        """A young ``VecNormalize`` takes up the statistics of the demonstrations, so that cloning sees their scale."""
         vec_normalize = self._vec_normalize_env
         if vec_normalize is None or not vec_normalize.norm_obs or not vec_normalize.training:
             return
@@ -190,7 +217,7 @@ class DemonstrationsMixin(_Base):
         else:
             pairs = [(vec_normalize.obs_rms, demo_buffer.observations)]
         for rms, observations in pairs:
-            if rms.count < 1:
+            if rms.count < len(observations):
                 rms.update(observations[:, 0])
 
     def _sample_batches(self, n_batches: int, batch_size: int) -> list[Samples]:
@@ -238,5 +265,5 @@ def _map_samples(fn: Callable[..., th.Tensor], *samples: Samples) -> Samples:
     return type(samples[0])(*(apply(*values) for values in zip(*samples, strict=True)))
 
 
-def _assignments(values: dict[str, float]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
+def _assignments(values: dict[str, float], all_values: bool = False) -> str:
+    return ", ".join(f"{name}={value}" for name, value in values.items() if value or all_values)

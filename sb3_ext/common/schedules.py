@@ -1,8 +1,7 @@
 """Schedules from plain values, so that they can stand in a YAML file."""
 
-from rl_zoo3.utils import SimpleLinearSchedule
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
 
 def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
@@ -15,7 +14,7 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     if isinstance(value, str):
         prefix, _, start = value.partition("_")
         try:
-            schedule = FloatSchedule(SimpleLinearSchedule(start))
+            schedule = FloatSchedule(LinearSchedule(float(start), end=0.0, end_fraction=1.0))
         except ValueError:
             prefix = ""
         if prefix not in ("lin", "linear"):
@@ -24,6 +23,6 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
             )
     else:
         schedule = FloatSchedule(value)
-    if schedule(1.0) < 0:
-        raise ValueError(f"{name}={value!r} must not be negative.")
+    if not schedule(1.0) >= 0:  # NaN too
+        raise ValueError(f"{name}={value!r} must be a number that is not negative.")
     return schedule

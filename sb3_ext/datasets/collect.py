@@ -1,12 +1,17 @@
 """Episodes of an expert, kept in memory or written as a Minari dataset."""
 
+import inspect
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from minari.storage import get_dataset_path
 
 from sb3_ext.datasets.transitions import DatasetError, map_observations
 
@@ -54,31 +59,37 @@ def scripted_expert(env: gym.Env) -> Expert:
 
 def model_expert(path: str, algo: str, env: gym.Env) -> Expert:
     """
-    :param path: zip file of an SB3 model
+    :param path: zip file of an SB3 model; normalisation statistics that RL Zoo saved beside it are used
     :param algo: RL Zoo's name of its class, such as ``"sac"`` or ``"redq"``
-    :raises DatasetError: the algorithm is unknown, the file is missing, or the model is for other spaces.
+    :param env: the environment that it will act in
+    :raises DatasetError: the algorithm is unknown or recurrent, the file is missing, or the model is for other spaces.
     """
     from rl_zoo3 import ALGOS
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
     from sb3_ext.zoo import register
 
     register()
     if algo not in ALGOS:
         raise DatasetError(f"Unknown algorithm {algo!r}; known are {', '.join(sorted(ALGOS))}.")
+    if "lstm" in algo:
+        raise DatasetError(f"{algo} is recurrent, and recurrent experts are not supported. Use another one.")
+    vec_env = DummyVecEnv([lambda: env])
     try:
-        model = ALGOS[algo].load(path, device="cpu")
+        model = ALGOS[algo].load(path, env=vec_env, device="cpu")
     except FileNotFoundError as error:
         raise DatasetError(f"There is no model {path}.") from error
-    except Exception as error:  # other classes stumble over the zip in ways of their own
+    except Exception as error:  # other classes and spaces stumble over the zip in ways of their own
         raise DatasetError(
-            f"{path} cannot be loaded as {algo!r} ({type(error).__name__}: {error}). Was it trained by another?"
+            f"{path} cannot be loaded as {algo!r} into this environment ({type(error).__name__}: {error}). Was it "
+            "trained by another algorithm, or in another environment?"
         ) from error
-    if (model.observation_space, model.action_space) != (env.observation_space, env.action_space):
-        raise DatasetError(
-            f"{path} was trained with {model.observation_space} and {model.action_space}, the environment has "
-            f"{env.observation_space} and {env.action_space}. Collect in the model's own environment."
-        )
-    return lambda obs: model.predict(obs, deterministic=True)[0]
+    # RL Zoo keeps the statistics in a folder of the environment's name beside the model
+    statistics = sorted(Path(path).parent.glob("*/vecnormalize.pkl"))
+    if not statistics:
+        return lambda obs: model.predict(obs, deterministic=True)[0]
+    vec_normalize = VecNormalize.load(str(statistics[0]), vec_env)
+    return lambda obs: model.predict(vec_normalize.normalize_obs(obs), deterministic=True)[0]
 
 
 def rollout_episodes(
@@ -195,17 +206,44 @@ def collect(
         raise DatasetError(f"Which algorithm trained {expert!r}? Add --algo, for instance --algo sac.")
     env = gym.make(env_id, **(env_kwargs or {}))
     try:
-        policy = scripted_expert(env) if algo is None else model_expert(expert, algo, env)
+        policy = scripted_expert(env) if algo is None or expert == "scripted" else model_expert(expert, algo, env)
         episodes = rollout_episodes(env, policy, n_episodes, noise, seed, only_successful)
-        if exists:
-            minari.delete_dataset(dataset_id)
-        return minari.create_dataset_from_buffers(
-            dataset_id=dataset_id,
-            buffer=episodes,
-            env=env,
-            jpeg_encoding=False,  # images come back as they were
-            algorithm_name=expert if algo is None else algo,
-            description=f"{n_episodes} episodes of {env_id}, expert {expert}, noise {noise}, seed {seed}.",
-        )
+        with _replacing(dataset_id):
+            return minari.create_dataset_from_buffers(
+                dataset_id=dataset_id,
+                buffer=episodes,
+                env=env,
+                **_lossless(),
+                algorithm_name=expert if algo is None else algo,
+                description=f"{n_episodes} episodes of {env_id}, expert {expert}, noise {noise}, seed {seed}.",
+            )
     finally:
         env.close()
+
+
+def _lossless() -> dict[str, bool]:
+    """Minari 0.5.4 compresses images as JPEG unless told not to; 0.5.3, the last for Python 3.10, knows no such thing."""
+    from minari import create_dataset_from_buffers
+
+    known = "jpeg_encoding" in inspect.signature(create_dataset_from_buffers).parameters
+    return {"jpeg_encoding": False} if known else {}
+
+
+@contextmanager
+def _replacing(dataset_id: str) -> Iterator[None]:
+    """While a dataset is written: an older one of that id waits aside, and comes back if the writing fails."""
+    folder = get_dataset_path(dataset_id)
+    aside = folder.with_name(f".{folder.name}.replaced")
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        folder.rename(aside)
+    try:
+        yield
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if aside.exists():
+            aside.rename(folder)
+        if not isinstance(error, Exception):
+            raise
+        raise DatasetError(f"The dataset {dataset_id!r} cannot be written: {type(error).__name__}: {error}") from error
+    shutil.rmtree(aside, ignore_errors=True)

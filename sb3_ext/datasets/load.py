@@ -1,7 +1,6 @@
 """Demonstrations from whatever a user has: a Minari dataset, a file, arrays, or the environment's scripted expert."""
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,14 +22,13 @@ def load_demonstrations(
     :param demos: one of
 
         - the id of a local Minari dataset (``"hammer-10"`` stands for ``"hammer-10-v0"``),
-        - a path: a Minari dataset folder, or an ``.npz`` file with the columns of
+        - a path: a Minari dataset folder, an ``.hdf5`` file in D4RL's layout, or an ``.npz`` file with the columns of
           :class:`~sb3_ext.datasets.Transitions`,
         - ``"scripted:10"``: ten successful episodes of the environment's scripted expert, collected on the spot,
         - a mapping of arrays or a ``Transitions`` object.
-    :param env_spec: Gymnasium's spec of the environment that the demonstrations are for. ``"scripted:N"`` needs it;
-        data of an environment with another id gives a warning.
+    :param env_spec: Gymnasium's spec of the environment that the demonstrations are for. ``"scripted:N"`` needs it.
     :param seed: seed of the episodes of ``"scripted:N"``
-    :raises DatasetError: nothing is found, or what is found is empty or broken.
+    :raises DatasetError: nothing is found, or what is found is empty, broken or of an environment with another id.
     """
     if isinstance(demos, Transitions):
         transitions = demos
@@ -43,9 +41,9 @@ def load_demonstrations(
             f"demos must be a Minari id, a path, 'scripted:N', a mapping of arrays or Transitions, not {type(demos)}."
         )
     if env_spec is not None and transitions.env_id not in (None, env_spec.id):
-        warnings.warn(
-            f"{transitions.source} was recorded in {transitions.env_id}, but training is in {env_spec.id}.",
-            stacklevel=2,
+        raise DatasetError(
+            f"{transitions.source} was recorded in {transitions.env_id}, but training is in {env_spec.id}. If that is "
+            "meant, say so: demos=dataclasses.replace(load_demonstrations(...), env_id=None)."
         )
     return transitions
 
@@ -56,7 +54,19 @@ def _load_named(name: str, env_spec: gym.envs.registration.EnvSpec | None, seed:
     path = Path(name).expanduser()
     if path.suffix == ".npz":
         return _load_npz(path)
+    if path.suffix in (".hdf5", ".h5"):
+        return _load_d4rl(path)
+    if os.sep in name and not path.is_dir() and not _is_minari_id(name):
+        raise DatasetError(f"There is nothing at {name!r}, and it is no Minari id. Files end in .npz, .hdf5 or .h5.")
     return _load_minari(name, path)
+
+
+def _is_minari_id(name: str) -> bool:
+    try:
+        minari_id(name)
+    except DatasetError:
+        return False
+    return True
 
 
 def _collect_scripted(name: str, env_spec: gym.envs.registration.EnvSpec | None, seed: int | None) -> Transitions:
@@ -65,7 +75,13 @@ def _collect_scripted(name: str, env_spec: gym.envs.registration.EnvSpec | None,
         raise DatasetError(f"demos={name!r}: write the number of episodes after the colon, as in 'scripted:10'.")
     if env_spec is None:
         raise DatasetError(f"demos={name!r} needs an environment that was made by gym.make; pass a dataset instead.")
-    env = gym.make(env_spec)
+    try:
+        env = gym.make(env_spec)
+    except ValueError as error:  # a wrapper that does not record its arguments
+        raise DatasetError(
+            f"demos={name!r} cannot make the environment again with its wrappers ({error}) Record in the wrapped "
+            "environment instead: sb3_ext.datasets.rollout_episodes(env, ...)."
+        ) from error
     try:
         episodes = rollout_episodes(env, scripted_expert(env), n_episodes=int(count), seed=seed or 0)
     finally:
@@ -82,6 +98,51 @@ def _load_npz(path: Path) -> Transitions:
     except Exception as error:  # a broken archive raises one of zipfile's, zlib's or NumPy's many errors
         raise DatasetError(f"{path} is no readable .npz archive ({error}). Write it with numpy.savez.") from error
     return Transitions.from_arrays(arrays, source=str(path))
+
+
+def _load_d4rl(path: Path) -> Transitions:
+    """
+    D4RL's raw layout (Fu et al. 2020, https://arxiv.org/abs/2004.07219), without the ``d4rl`` package. Where the file
+    has no next observations they are the next rows, and steps cut off by a timeout are dropped, as in its
+    ``qlearning_dataset``: what they led to is not in the file.
+    """
+    import h5py
+
+    needed = ("observations", "actions", "rewards", "terminals")
+    optional = ("timeouts", "next_observations")
+    try:
+        with h5py.File(path, "r") as file:
+            columns = {key: file[key][:] for key in (*needed, *optional) if key in file}
+    except FileNotFoundError as error:
+        raise DatasetError(f"There is no file {path}.") from error
+    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError or TypeError, by what is broken
+        raise DatasetError(f"{path} is no readable HDF5 file ({type(error).__name__}: {error}).") from error
+    missing = [key for key in needed if key not in columns]
+    if missing:
+        raise DatasetError(f"{path} lacks the columns {missing}: D4RL's layout has {list(needed)} and timeouts.")
+    lengths = {key: len(column) for key, column in columns.items()}
+    if len(set(lengths.values())) != 1 or len(columns["actions"]) < 2:
+        raise DatasetError(f"{path}: columns need one row a step, and two steps at least; found {lengths}.")
+
+    terminations = columns["terminals"].astype(bool).reshape(-1)
+    cut = columns.get("timeouts", np.zeros(len(terminations))).astype(bool).reshape(-1) & ~terminations
+    cut[-1] |= not terminations[-1]
+    truncations, keep = cut.copy(), np.ones(len(cut), dtype=bool)
+    if "next_observations" not in columns:
+        columns["next_observations"] = np.concatenate([columns["observations"][1:], columns["observations"][-1:]])
+        keep = ~cut
+        truncations = np.append(cut[1:], False) & ~terminations  # the last step that is kept
+    return Transitions.from_arrays(
+        {
+            "observations": columns["observations"][keep],
+            "actions": columns["actions"][keep],
+            "rewards": columns["rewards"][keep],
+            "next_observations": columns["next_observations"][keep],
+            "terminations": terminations[keep],
+            "truncations": truncations[keep],
+        },
+        source=str(path),
+    )
 
 
 def _load_minari(name: str, path: Path) -> Transitions:

@@ -1,7 +1,8 @@
 """Recorded transitions in memory, and the checks that hold them against an environment."""
 
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,23 @@ class Transitions:
             columns[name] = columns[name].reshape(-1)
         transitions = cls(**columns, source=source)
         transitions._check_lengths()
-        return transitions
+        return transitions._with_cuts_marked()
+
+    def _with_cuts_marked(self) -> "Transitions":
+        """Truncation at rows whose next observation is not the next row's: n-step returns stop there."""
+        continues = np.ones(max(len(self) - 1, 0), dtype=bool)
+        # What does not fit together here is refused by `check_spaces`, which can say more about it
+        for obs, next_obs in zip(_leaves(self.observations), _leaves(self.next_observations), strict=False):
+            if obs.shape == next_obs.shape:
+                continues &= (next_obs[:-1] == obs[1:]).reshape(len(continues), -1).all(axis=1)
+        unmarked = np.append(~continues, True) & ~(self.terminations | self.truncations)
+        if unmarked[:-1].any():
+            warnings.warn(
+                f"{self.source}: {unmarked[:-1].sum()} rows lead elsewhere than to the row after them; they are taken "
+                "for the ends of truncated episodes.",
+                stacklevel=3,
+            )
+        return replace(self, truncations=self.truncations | unmarked)
 
     @classmethod
     def from_episodes(cls, episodes: list[Any], source: str, env_id: str | None = None) -> "Transitions":

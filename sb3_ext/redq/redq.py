@@ -1,3 +1,4 @@
+import os
 from collections import defaultdict
 from typing import Any, ClassVar, TypeVar
 
@@ -5,8 +6,10 @@ import numpy as np
 import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.sac import SAC
@@ -31,8 +34,9 @@ from sb3_ext.redq.policies import (
 
 SelfREDQ = TypeVar("SelfREDQ", bound="REDQ")
 
-# Batches of demonstrations that are drawn in one gather while cloning
+# Batches of demonstrations that are drawn in one gather while cloning, and the memory that they may take
 PRETRAIN_CHUNK = 100
+PRETRAIN_BYTES = 64 * 2**20
 
 
 class REDQ(DemonstrationsMixin, SAC):
@@ -73,7 +77,8 @@ class REDQ(DemonstrationsMixin, SAC):
         environments and ``train_freq``. Positive; fractions add up.
     :param n_critics: Number of critics :math:`N`.
     :param n_target_critics: Size of the random subset for the target, from 1 to ``n_critics``.
-    :param policy_delay: Critic updates per actor update. None means ``utd_ratio``: one actor update per transition.
+    :param policy_delay: Critic updates per actor update. None means ``utd_ratio``, rounded: one actor update per
+        transition where that is an integer.
     :param action_noise: Noise added to the actions in the environment, besides the actor's own.
     :param replay_buffer_class: Replay buffer class, chosen automatically if None.
     :param replay_buffer_kwargs: Keyword arguments of the replay buffer.
@@ -157,7 +162,7 @@ class REDQ(DemonstrationsMixin, SAC):
             super().__init__(
                 policy,  # type: ignore[arg-type]
                 env,
-                as_schedule(learning_rate, "learning_rate") if isinstance(learning_rate, str) else learning_rate,
+                learning_rate,  # type: ignore[arg-type]
                 buffer_size,
                 learning_starts,
                 batch_size,
@@ -190,7 +195,7 @@ class REDQ(DemonstrationsMixin, SAC):
         self.n_critics = n_critics
         self.n_target_critics = n_target_critics
         self.policy_delay = policy_delay
-        self.demos = demos
+        self.demos = os.fspath(demos) if isinstance(demos, os.PathLike) else demos
         self.demo_ratio = demo_ratio
         self.bc_pretrain_steps = bc_pretrain_steps
         self.bc_gradient_steps = bc_gradient_steps
@@ -206,6 +211,8 @@ class REDQ(DemonstrationsMixin, SAC):
 
     def _setup_model(self) -> None:
         self._check_arguments()
+        if isinstance(self.learning_rate, str):
+            self.learning_rate = as_schedule(self.learning_rate, "learning_rate")
         self.bc_schedule = as_schedule(self.bc_coef, "bc_coef")
         self.policy_kwargs = {**self.policy_kwargs, "n_critics": self.n_critics}
         self.policy_kwargs.pop("use_sde", None)  # set by SB3, which believes that every SAC has gSDE
@@ -221,7 +228,16 @@ class REDQ(DemonstrationsMixin, SAC):
     def _check_arguments(self) -> None:
         n_policy_critics = self.policy_kwargs.get("n_critics", self.n_critics)
         if n_policy_critics != self.n_critics:
-            raise ValueError(f"policy_kwargs has n_critics={n_policy_critics}: use REDQ's argument n_critics instead.")
+            raise ValueError(
+                f"n_critics={self.n_critics}, but policy_kwargs has n_critics={n_policy_critics}: give a new model "
+                "REDQ's argument n_critics alone; the ensemble of a saved model keeps its size."
+            )
+        for name in ("n_critics", "n_target_critics", "policy_delay", "bc_pretrain_steps", "bc_gradient_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) and not (name == "policy_delay" and value is None):
+                raise ValueError(f"{name}={value!r} must be an integer.")
+        if self.n_critics < 1:
+            raise ValueError(f"n_critics={self.n_critics} must be at least 1.")
         if not 1 <= self.n_target_critics <= self.n_critics:
             raise ValueError(
                 f"n_target_critics={self.n_target_critics} critics are drawn out of n_critics={self.n_critics}: it "
@@ -238,9 +254,13 @@ class REDQ(DemonstrationsMixin, SAC):
     def _demo_uses(self) -> dict[str, float]:
         return {
             **super()._demo_uses(),
-            "bc_pretrain_steps": max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0),
+            "bc_pretrain_steps": self.bc_pretrain_steps,
             "bc_gradient_steps": self.bc_gradient_steps,
         }
+
+    def _demo_needs(self) -> dict[str, float]:
+        steps_left = max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0)
+        return {**super()._demo_needs(), "bc_pretrain_steps": steps_left}
 
     def _setup_learn(
         self,
@@ -262,15 +282,18 @@ class REDQ(DemonstrationsMixin, SAC):
             print(f"Cloning the demonstrations: {n_steps} steps")
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer])
+        batch_bytes = 2 * 4 * self.batch_size * get_flattened_obs_dim(self.observation_space)
+        max_chunk = min(max(PRETRAIN_BYTES // batch_bytes, 1), PRETRAIN_CHUNK)
         with fast_fp32_matmul(self.device):
             while n_steps > 0:
-                chunk = min(n_steps, PRETRAIN_CHUNK)
+                chunk = min(n_steps, max_chunk)
                 for batch in self._sample_demo_batches(chunk, self.batch_size):
                     bc_loss = self._clone(batch, coef=1.0)
                 self._bc_pretrain_steps_done += chunk
                 n_steps -= chunk
         self.policy.set_training_mode(False)
         self.logger.record("train/bc_loss", bc_loss.item())
+        self.logger.dump(step=self.num_timesteps)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -287,6 +310,8 @@ class REDQ(DemonstrationsMixin, SAC):
             ``learn`` passes)
         :param batch_size: rows of each batch
         """
+        if not hasattr(self, "_logger"):  # `train` without `learn`
+            self.set_logger(configure(None, []))
         self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         bc_coef = self.bc_schedule(self._current_progress_remaining) if self.bc_gradient_steps > 0 else 0.0
@@ -302,7 +327,7 @@ class REDQ(DemonstrationsMixin, SAC):
 
         self._log_training(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        self.logger.record("train/utd", (self._n_updates - n_updates_before) / gradient_steps)
+        self.logger.record_mean("train/utd", (self._n_updates - n_updates_before) / gradient_steps)
         if self.bc_gradient_steps > 0:
             self.logger.record("train/bc_coef", bc_coef)
 

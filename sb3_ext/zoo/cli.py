@@ -53,9 +53,10 @@ def _enjoy(argv: list[str]) -> None:
     register()
     import rl_zoo3.enjoy
 
-    names_folder = any(argument in ("-f", "--folder") or argument.startswith("--folder=") for argument in argv)
-    if not names_folder and Path(TRAIN_FOLDER).is_dir():
-        argv = ["--folder", TRAIN_FOLDER, *argv]
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--algo", default="ppo")
+    if Path(TRAIN_FOLDER, parser.parse_known_args(argv)[0].algo).is_dir():
+        argv = ["--folder", TRAIN_FOLDER, *argv]  # one that the user names comes later and wins
     sys.argv = ["sb3-ext enjoy", *argv]
     rl_zoo3.enjoy.enjoy()
 
@@ -82,6 +83,8 @@ def _collect(argv: list[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset of that id")
     args = parser.parse_args(argv)
 
+    import gymnasium as gym
+
     import sb3_ext_envs  # noqa: F401 (registers the environments)
 
     try:
@@ -97,7 +100,7 @@ def _collect(argv: list[str]) -> None:
             env_kwargs=args.env_kwargs,
             overwrite=args.overwrite,
         )
-    except DatasetError as error:
+    except (DatasetError, gym.error.Error) as error:
         sys.exit(f"sb3-ext collect: error: {error}")
     print(f"{dataset.spec.dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
     print(f"in {dataset.storage.data_path.parent}")

@@ -39,6 +39,13 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             config = str(config_path(algo))
         super().__init__(args, algo, *positional, config=config, **kwargs)
 
+    def create_callbacks(self) -> None:
+        # RL Zoo evaluates every 25,000 steps by default; our algorithms may be done by then
+        if self.algo in ALGORITHMS and self.eval_freq > self.n_timesteps:
+            self.eval_freq: int = max(self.n_timesteps // 10, 1)
+            print(f"Evaluating every {self.eval_freq} steps (--eval-freq is longer than the run)")
+        super().create_callbacks()
+
 
 def register() -> None:
     """
