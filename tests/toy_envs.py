@@ -60,3 +60,30 @@ def reach_demos(n_episodes: int = 5, seed: int = 0, **kwargs):
 
     env = reach_env(**kwargs)
     return Transitions.from_episodes(rollout_episodes(env, scripted_expert(env), n_episodes, seed=seed), "reach demos")
+
+
+class AimEnv(gym.Env):
+    """One step an episode: hit the target that the observation shows. Reward: minus the squared distance."""
+
+    observation_space = spaces.Box(-1, 1, (1,), np.float32)
+    action_space = spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.target = self.np_random.uniform(-0.5, 0.5, 1).astype(np.float32)
+        return self.target, {}
+
+    def step(self, action):
+        return self.target, -float((action - self.target)[0] ** 2), True, False, {}
+
+
+def aim_demos(n: int, offset: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Demonstrations that miss the target by ``offset``."""
+    targets = np.random.default_rng(seed).uniform(-0.5, 0.5, (n, 1)).astype(np.float32)
+    return {
+        "observations": targets,
+        "next_observations": targets,
+        "actions": targets + np.float32(offset),
+        "rewards": np.full(n, -(offset**2)),
+        "terminations": np.ones(n, bool),
+    }

@@ -222,7 +222,7 @@ def collect(
 
 
 def _lossless() -> dict[str, bool]:
-    """Minari 0.5.4 compresses images as JPEG unless told not to; 0.5.3, the last for Python 3.10, knows no such thing."""
+    """Minari 0.5.4 compresses images as JPEG unless told not to; 0.5.3, the last for Python 3.10, never does."""
     from minari import create_dataset_from_buffers
 
     known = "jpeg_encoding" in inspect.signature(create_dataset_from_buffers).parameters
