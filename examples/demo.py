@@ -24,9 +24,9 @@ from sb3_ext import REDQ
 from sb3_ext.datasets import collect
 
 ENV_ID = "MetaWorldSparse/hammer-v3"
-DATASET = "hammer-10-v0"
+DATASET = "demo-hammer-10-v0"
 # Two critics and one update a step instead of ten and five, and less cloning: a few minutes instead of ten
-QUICK = {"n_critics": 2, "utd_ratio": 1, "policy_delay": 5, "bc_pretrain_steps": 1000}
+QUICK = {"n_critics": 2, "utd_ratio": 1, "policy_delay": 5, "bc_pretrain_steps": 300}
 # Commands as the user can type them: with their folder where the virtual environment is not activated
 BIN = "" if shutil.which("sb3-ext") else f"{Path(sys.executable).parent}/"
 

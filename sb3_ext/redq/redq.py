@@ -259,8 +259,11 @@ class REDQ(DemonstrationsMixin, SAC):
         }
 
     def _demo_needs(self) -> dict[str, float]:
-        steps_left = max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0)
-        return {**super()._demo_needs(), "bc_pretrain_steps": steps_left}
+        return {**super()._demo_needs(), "bc_pretrain_steps": self._pretrain_steps_left()}
+
+    def _pretrain_steps_left(self) -> int:
+        # Once: a model that is loaded with another number does not clone over what it has learnt
+        return self.bc_pretrain_steps if self._bc_pretrain_steps_done == 0 else 0
 
     def _setup_learn(
         self,
@@ -271,9 +274,8 @@ class REDQ(DemonstrationsMixin, SAC):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        n_steps = self.bc_pretrain_steps - self._bc_pretrain_steps_done
-        if n_steps > 0:
-            self._pretrain(n_steps)
+        if self._pretrain_steps_left() > 0:
+            self._pretrain(self.bc_pretrain_steps)
         return setup
 
     def _pretrain(self, n_steps: int) -> None:
@@ -353,7 +355,9 @@ class REDQ(DemonstrationsMixin, SAC):
         self.critic.optimizer.zero_grad()
         loss.backward()
         self.critic.optimizer.step()
-        polyak_update(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        with th.no_grad():  # SB3's `polyak_update`, in one pass over the weights instead of two
+            for online, target_parameter in zip(self.critic.parameters(), self.critic_target.parameters(), strict=True):
+                target_parameter.lerp_(online, self.tau)
         polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
 
         metrics["critic_loss"].append(loss.detach())
