@@ -27,6 +27,9 @@ from sb3_ext.common.ensemble import EnsembleCritic
 CLONING_MAX_ACTION = 0.999
 CLONING_MIN_LOG_STD = -5.0
 
+# Arguments of SAC's policy and actor for gSDE, which is not offered here
+SDE_ARGUMENTS = ("use_sde", "log_std_init", "use_expln", "clip_mean")
+
 
 class SquashedGaussianActor(SACActor):
     """SAC's actor: a diagonal Gaussian with state-dependent standard deviation, squashed by tanh into [-1, 1]."""
@@ -178,7 +181,7 @@ class REDQPolicy(SACPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
-        for sde_argument in ("use_sde", "log_std_init", "use_expln", "clip_mean"):
+        for sde_argument in SDE_ARGUMENTS:
             del data[sde_argument]
         return {
             **data,
@@ -224,10 +227,8 @@ class TruncatedNormalPolicy(REDQPolicy):
     def make_actor(  # type: ignore[override]
         self, features_extractor: BaseFeaturesExtractor | None = None
     ) -> TruncatedNormalActor:
-        # The same networks as SAC's actor, which has gSDE's arguments besides
-        sde_arguments = ("use_sde", "log_std_init", "use_expln", "clip_mean")
         actor_kwargs: dict[str, Any] = {
-            key: value for key, value in self.actor_kwargs.items() if key not in sde_arguments
+            key: value for key, value in self.actor_kwargs.items() if key not in SDE_ARGUMENTS
         }
         actor_kwargs = self._update_features_extractor(actor_kwargs, features_extractor)
         return TruncatedNormalActor(**actor_kwargs, **self._noise_kwargs).to(self.device)
