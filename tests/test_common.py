@@ -9,7 +9,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from sb3_ext.common.distributions import TruncatedNormal
 from sb3_ext.common.ensemble import EnsembleCritic, EnsembleMLP, draw_members
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
-from sb3_ext.common.matmul import FP32_MAX_ERROR, fast_fp32_matmul, onednn_is_fp32
+from sb3_ext.common.engine.matmul import FP32_MAX_ERROR, fast_fp32_matmul, onednn_is_fp32
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.standardize import StandardizingExtractor
 

@@ -1,49 +1,39 @@
 """Demonstrations beside the replay buffer of an off-policy algorithm."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.type_aliases import DictReplayBufferSamples, MaybeCallback, ReplayBufferSamples
+from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecTransposeImage, unwrap_vec_wrapper
-from stable_baselines3.her import HerReplayBuffer
 
+from sb3_ext.common.buffers import Samples, TensorReplayBuffer
+from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
 from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
 from sb3_ext.datasets.load import DemosLike, load_demonstrations
 from sb3_ext.datasets.transitions import DatasetError, Transitions
 
-Samples = ReplayBufferSamples | DictReplayBufferSamples
-
-# A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
-if TYPE_CHECKING:
-    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm as _Base
-else:
-    _Base = object
-
-
-class DemonstrationsMixin(_Base):
+class DemonstrationsMixin(OffPolicyMixin):
     """
     Gives an off-policy algorithm a second, read-only buffer of demonstrations and batches that mix both.
 
     The class that uses it sets ``demos``, ``demo_ratio`` and ``standardize_observations`` in its constructor, before
     ``_setup_model``, and calls ``_load_demos`` after it. Demonstrations are no part of the replay buffer: nothing
-    overwrites them. A model that is loaded without an environment allocates no replay buffer.
+    overwrites them.
     """
 
     demos: DemosLike | None
     demo_ratio: float
     standardize_observations: bool
-    demo_buffer: ReplayBuffer | None = None
-    # Both are saved with the model
+    demo_buffer: TensorReplayBuffer | None = None
+    # Saved with the model
     _has_statistics = False
-    _chose_buffer = False
 
     def _demo_uses(self) -> dict[str, float]:
         """Arguments that use demonstrations, with their values; 0 is no use."""
@@ -59,21 +49,7 @@ class DemonstrationsMixin(_Base):
             raise ValueError(f"demo_ratio={self.demo_ratio} is a share of each batch and must be in [0, 1].")
         if self.standardize_observations:
             self._use_standardizing_extractor()
-        if self._chose_buffer:
-            # A loaded model: SB3 would take its own choice for the user's, deaf to other `n_steps` and `gamma`
-            self.replay_buffer_class = None
-            n_step_arguments = ("n_steps", "gamma")
-            self.replay_buffer_kwargs = {
-                key: value for key, value in self.replay_buffer_kwargs.items() if key not in n_step_arguments
-            }
-        self._chose_buffer = self.replay_buffer_class is None
-        if self.env is None and self.replay_buffer is None:
-            # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
-            self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
-            super()._setup_model()
-            self.replay_buffer = None
-        else:
-            super()._setup_model()
+        super()._setup_model()
 
     def _use_standardizing_extractor(self) -> None:
         if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
@@ -136,22 +112,22 @@ class DemonstrationsMixin(_Base):
         wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
         return replace(spec, additional_wrappers=wrappers)
 
-    def _make_demo_buffer(self, transitions: Transitions) -> ReplayBuffer:
-        is_dict = isinstance(self.observation_space, spaces.Dict)
+    def _make_demo_buffer(self, transitions: Transitions) -> TensorReplayBuffer:
         kwargs: dict[str, Any] = {}
-        buffer_class: type[ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
-        if isinstance(self.replay_buffer, NStepReplayBuffer):
+        if isinstance(self.replay_buffer, (TensorReplayBuffer, NStepReplayBuffer)):
             # Both halves of a batch have returns of the same length
-            buffer_class = NStepReplayBuffer
             kwargs = {"n_steps": self.replay_buffer.n_steps, "gamma": self.replay_buffer.gamma}
         elif self.n_steps > 1:
             raise ValueError(
-                f"n_steps={self.n_steps} with demonstrations needs SB3's NStepReplayBuffer, not "
+                f"n_steps={self.n_steps} with demonstrations needs TensorReplayBuffer or SB3's NStepReplayBuffer, not "
                 f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
             )
-        buffer = buffer_class(len(transitions), self.observation_space, self.action_space, device=self.device, **kwargs)
+        buffer = TensorReplayBuffer(
+            len(transitions), self.observation_space, self.action_space, device="cpu", **kwargs
+        )
         is_box = isinstance(self.action_space, spaces.Box)
         transitions.fill(buffer, self.policy.scale_action if is_box else None)
+        buffer.to(self.device)
         return buffer
 
     def _setup_learn(
@@ -162,30 +138,12 @@ class DemonstrationsMixin(_Base):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self.env is not None and self.replay_buffer is None:
-            self.replay_buffer = self._make_replay_buffer()
         is_unused = self.demos is not None and not any(self._demo_uses().values())
         if self.env is not None and self.demo_buffer is None and (is_unused or any(self._demo_needs().values())):
             self._reload_demos()
         if self.demo_buffer is not None:
             self._initialise_normalization(self.demo_buffer)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-
-    def _make_replay_buffer(self) -> ReplayBuffer:
-        """The buffer that SB3 makes in ``_setup_model``, for a model that was loaded without an environment."""
-        assert self.replay_buffer_class is not None
-        kwargs = self.replay_buffer_kwargs.copy()
-        if issubclass(self.replay_buffer_class, HerReplayBuffer):
-            kwargs["env"] = self.env
-        return self.replay_buffer_class(
-            self.buffer_size,
-            self.observation_space,
-            self.action_space,
-            device=self.device,
-            n_envs=self.n_envs,
-            optimize_memory_usage=self.optimize_memory_usage,
-            **kwargs,
-        )
 
     def _reload_demos(self) -> None:
         """Demonstrations of a loaded model: from their saved name, or as given to ``load``."""
@@ -220,49 +178,24 @@ class DemonstrationsMixin(_Base):
             if rms.count < len(observations):
                 rms.update(observations[:, 0])
 
-    def _sample_batches(self, n_batches: int, batch_size: int) -> list[Samples]:
+    def _sample_mixed_batches(self, n_batches: int, batch_size: int) -> Samples:
         """
         Batches of which a share ``demo_ratio`` comes from the demonstrations, in one gather from each buffer.
 
-        :param n_batches: number of batches
-        :param batch_size: rows in each batch
+        :return: tensors of shape ``(n_batches, batch_size, ...)``
         """
         n_demo = round(self.demo_ratio * batch_size)
         parts = []
         for buffer, size in ((self.replay_buffer, batch_size - n_demo), (self.demo_buffer, n_demo)):
             if size > 0:
                 assert buffer is not None
-                samples = buffer.sample(n_batches * size, env=self._vec_normalize_env)
-                # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
-                parts.append(_map_samples(lambda x: x.reshape(-1, n_batches, *x.shape[1:]).transpose(0, 1), samples))
-        mixed = parts[0] if len(parts) == 1 else _map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
-        return [_map_samples(lambda x, i=i: x[i], mixed) for i in range(n_batches)]
-
-    def _sample_demo_batches(self, n_batches: int, batch_size: int) -> list[Samples]:
-        """Batches from the demonstrations alone."""
-        assert self.demo_buffer is not None
-        samples = self.demo_buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
-        return [
-            _map_samples(lambda x, i=i: x[i * batch_size : (i + 1) * batch_size], samples) for i in range(n_batches)
-        ]
+                parts.append(self._sample_batches(buffer, n_batches, size))
+        return parts[0] if len(parts) == 1 else map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
 
     def _excluded_save_params(self) -> list[str]:
         excluded = [*super()._excluded_save_params(), "demo_buffer"]
         # A name finds its data again; arrays would end up in the zip
         return excluded if isinstance(self.demos, str) else [*excluded, "demos"]
-
-
-def _map_samples(fn: Callable[..., th.Tensor], *samples: Samples) -> Samples:
-    """Apply ``fn`` to the tensors of samples, field by field and key by key."""
-
-    def apply(*values: Any) -> Any:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], dict):
-            return {key: fn(*(value[key] for value in values)) for key in values[0]}
-        return fn(*values)
-
-    return type(samples[0])(*(apply(*values) for values in zip(*samples, strict=True)))
 
 
 def _assignments(values: dict[str, float], all_values: bool = False) -> str:

@@ -4,6 +4,58 @@ import math
 
 import torch as th
 
+HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+# As in SB3's TanhBijector: keeps the logarithm finite where tanh is 1 in float32
+TANH_EPSILON = 1e-6
+
+
+class SquashedNormal:
+    """
+    Diagonal normal distribution squashed by tanh into (-1, 1): SB3's ``SquashedDiagGaussianDistribution`` as plain
+    tensor functions, with the noise as an argument, so that a compiler or a CUDA graph can take it.
+
+    :param loc: Mean before the tanh, shape ``(..., action_dim)``.
+    :param log_scale: Logarithm of the standard deviation, of that shape.
+    """
+
+    def __init__(self, loc: th.Tensor, log_scale: th.Tensor):
+        self.loc = loc
+        self.log_scale = log_scale
+
+    @property
+    def mode(self) -> th.Tensor:
+        """The squashed mean, shape ``(..., action_dim)``."""
+        return th.tanh(self.loc)
+
+    def rsample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        Sample with gradients to both parameters.
+
+        :param noise: Standard normal noise of ``loc``'s shape; drawn here if None.
+        :return: shape ``(..., action_dim)``
+        """
+        noise = th.randn_like(self.loc) if noise is None else noise
+        return th.tanh(self.loc + self.log_scale.exp() * noise)
+
+    def rsample_log_prob(self, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param noise: standard normal noise of ``loc``'s shape
+        :return: a sample, ``(..., action_dim)``, and its log-density, ``(...,)``
+        """
+        actions = self.rsample(noise)
+        return actions, self._log_prob(noise, actions)
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: shape ``(..., action_dim)``, inside (-1, 1)
+        :return: log-density summed over action dimensions, shape ``(...,)``
+        """
+        return self._log_prob((th.atanh(actions) - self.loc) * (-self.log_scale).exp(), actions)
+
+    def _log_prob(self, z: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        gaussian = -0.5 * z.square() - self.log_scale - HALF_LOG_2_PI
+        return (gaussian - th.log(1 - actions.square() + TANH_EPSILON)).sum(-1)
+
 
 class TruncatedNormal:
     """
@@ -52,4 +104,4 @@ class TruncatedNormal:
         :return: log-density summed over action dimensions, shape ``(...,)``
         """
         z = (actions - self.loc) / self.scale
-        return (-0.5 * z.square() - math.log(self.scale) - 0.5 * math.log(2 * math.pi)).sum(-1)
+        return (-0.5 * z.square() - math.log(self.scale) - HALF_LOG_2_PI).sum(-1)

@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
@@ -10,16 +11,17 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+aten = th.ops.aten
 
-def _member_weights(weight: th.Tensor, members: th.Tensor | None) -> th.Tensor:
-    """Rows of a stacked parameter, ``(n_members, ...)``: all, or those that ``members`` (int64 indices) names."""
-    return weight if members is None else weight.index_select(0, members)
+# As in nn.LayerNorm
+LAYER_NORM_EPSILON = 1e-5
 
 
 class EnsembleLinear(nn.Module):
     """
-    ``n_members`` linear layers, each initialised like ``nn.Linear``.
+    Weights of ``n_members`` linear layers, each initialised like ``nn.Linear``.
 
     :param n_members: Number of layers in the stack.
     :param in_features: Size of an input row.
@@ -32,14 +34,10 @@ class EnsembleLinear(nn.Module):
         self.weight = nn.Parameter(th.empty(n_members, in_features, out_features).uniform_(-bound, bound))
         self.bias = nn.Parameter(th.empty(n_members, 1, out_features).uniform_(-bound, bound))
 
-    def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
-        """``(n_members, batch, in_features) -> (n_members, batch, out_features)``"""
-        return th.baddbmm(_member_weights(self.bias, members), x, _member_weights(self.weight, members))
-
 
 class EnsembleLayerNorm(nn.Module):
     """
-    ``n_members`` layer normalisations (Ba et al. 2016, https://arxiv.org/abs/1607.06450) with weights of their own.
+    Weights of ``n_members`` layer normalisations (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
 
     :param n_members: Number of members in the stack.
     :param features: Size of a row, over which mean and variance are taken.
@@ -49,11 +47,6 @@ class EnsembleLayerNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(th.ones(n_members, 1, features))
         self.bias = nn.Parameter(th.zeros(n_members, 1, features))
-
-    def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
-        """``(n_members, batch, features) -> (n_members, batch, features)``"""
-        normed = nn.functional.layer_norm(x, x.shape[-1:])
-        return th.addcmul(_member_weights(self.bias, members), normed, _member_weights(self.weight, members))
 
 
 class EnsembleMLP(nn.Module):
@@ -86,22 +79,93 @@ class EnsembleMLP(nn.Module):
         self.activation = activation_fn()
         self.head = EnsembleLinear(n_members, sizes[-1], 1)
 
-    def forward(self, x: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+    def forward(self, x: th.Tensor, members: th.Tensor | None = None, frozen: bool = False) -> th.Tensor:
         """
         :param x: shape ``(batch, in_features)``, the same rows for every member
         :param members: int64 indices of the members to evaluate, shape ``(k,)``; None for all
+        :param frozen: take the weights for constants: gradients reach ``x`` alone
         :return: shape ``(n_members or k, batch, 1)``
         """
-        n = self.head.weight.shape[0] if members is None else members.shape[0]
-        x = x.expand(n, *x.shape)
-        for i, linear in enumerate(self.hidden):
-            x = linear(x, members)
+        layers = [[self._weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))]
+        head = self._weights(self.head, members, frozen)
+        if type(self.activation) is nn.ReLU and self.dropout is None:
+            weights = [weight for layer in layers for module in layer for weight in module]
+            return _EnsembleReLU.apply(x, len(self.norms) > 0, *weights, *head)
+        x = x.expand(head[0].shape[0], *x.shape)
+        for (weight, bias), *norm in layers:
+            x = th.bmm(x, weight) + bias
             if self.dropout is not None:
                 x = self.dropout(x)
-            if len(self.norms) > 0:
-                x = self.norms[i](x, members)
+            for scale, shift in norm:
+                x = th.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), scale)
             x = self.activation(x)
-        return self.head(x, members)
+        return th.bmm(x, head[0]) + head[1]
+
+    def _layer(self, i: int) -> list[nn.Module]:
+        return [self.hidden[i], self.norms[i]] if len(self.norms) > 0 else [self.hidden[i]]
+
+    @staticmethod
+    def _weights(module: nn.Module, members: th.Tensor | None, frozen: bool) -> list[th.Tensor]:
+        weights = [module.weight.detach(), module.bias.detach()] if frozen else [module.weight, module.bias]
+        return weights if members is None else [weight.index_select(0, members) for weight in weights]
+
+
+class _EnsembleReLU(th.autograd.Function):
+    """
+    :class:`EnsembleMLP` of ReLU layers as one node of the autograd graph, with its backward pass written out: one
+    buffer per layer and direction, reused in place where autograd would keep one per operation. On two cores it is a
+    tenth to a fifth faster than autograd; a compiler gets the same graph out of either.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: th.Tensor, layer_norm: bool, *weights: th.Tensor) -> th.Tensor:
+        """
+        :param x: shape ``(batch, in_features)``
+        :param weights: per hidden layer weight, bias (and scale, shift of its norm), then the head's weight and bias,
+            all with a leading dimension of members
+        """
+        per_layer = 4 if layer_norm else 2
+        x = x.expand(weights[0].shape[0], *x.shape)
+        saved = []
+        for i in range(0, len(weights) - 2, per_layer):
+            saved.append(x)
+            x = th.bmm(x, weights[i]).add_(weights[i + 1])
+            if layer_norm:
+                before = x
+                normed, mean, rstd = aten.native_layer_norm(before, [before.shape[-1]], None, None, LAYER_NORM_EPSILON)
+                x = th.addcmul(weights[i + 3], normed, weights[i + 2])
+                saved += [before, normed, mean, rstd]
+            x = x.relu_()
+        ctx.save_for_backward(x, *saved, *weights)
+        ctx.layer_norm, ctx.n_saved = layer_norm, len(saved)
+        return th.bmm(x, weights[-2]).add_(weights[-1])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
+        x, *tensors = ctx.saved_tensors
+        saved, weights = tensors[: ctx.n_saved], tensors[ctx.n_saved :]
+        need_x, _, need_weights, *_ = ctx.needs_input_grad
+        grads: list[th.Tensor | None] = [None] * len(weights)
+        if need_weights:
+            grads[-2:] = th.bmm(x.transpose(1, 2), grad), grad.sum(1, keepdim=True)
+        grad = grad * weights[-2].transpose(1, 2)
+        for i in reversed(range(0, len(weights) - 2, 4 if ctx.layer_norm else 2)):
+            grad = aten.threshold_backward(grad, x, 0)
+            if ctx.layer_norm:
+                rstd, mean, normed, before = (saved.pop() for _ in range(4))
+                if need_weights:
+                    grads[i + 2 : i + 4] = (grad * normed).sum(1, keepdim=True), grad.sum(1, keepdim=True)
+                grad = aten.native_layer_norm_backward(
+                    grad.mul_(weights[i + 2]), before, [before.shape[-1]], mean, rstd, None, None, [True, False, False]
+                )[0]
+            x = saved.pop()
+            if need_weights:
+                grads[i : i + 2] = th.bmm(x.transpose(1, 2), grad), grad.sum(1, keepdim=True)
+            if i > 0 or need_x:
+                grad = th.bmm(grad, weights[i].transpose(1, 2))
+        # (n_members, batch, in_features) -> (batch, in_features)
+        return (grad.sum(0) if need_x else None, None, *grads)
 
 
 class EnsembleCritic(BaseModel):
@@ -148,21 +212,25 @@ class EnsembleCritic(BaseModel):
             n_critics, features_dim + get_action_dim(action_space), net_arch, activation_fn, layer_norm, dropout
         )
 
-    def forward(self, obs: PyTorchObs, actions: th.Tensor, members: th.Tensor | None = None) -> th.Tensor:
+    def forward(
+        self, obs: PyTorchObs, actions: th.Tensor, members: th.Tensor | None = None, frozen: bool = False
+    ) -> th.Tensor:
         """
         :param obs: observations, ``(batch, ...)``
         :param actions: actions scaled to [-1, 1], ``(batch, action_dim)``
         :param members: int64 indices of the critics to evaluate, shape ``(k,)``; None for all
+        :param frozen: take the critics for constants: gradients reach the actions alone
         :return: Q-values, shape ``(n_critics or k, batch, 1)``
         """
         # As in SB3: a shared features extractor learns from the actor's loss only
-        with th.set_grad_enabled(th.is_grad_enabled() and not self.share_features_extractor):
+        learns_features = not (frozen or self.share_features_extractor)
+        with th.set_grad_enabled(th.is_grad_enabled() and learns_features):
             assert isinstance(self.features_extractor, BaseFeaturesExtractor)
             features = self.extract_features(obs, self.features_extractor)
-        return self.q_networks(th.cat([features, actions], dim=1), members)
+        return self.q_networks(th.cat([features, actions], dim=1), members, frozen)
 
 
-def draw_members(n_draws: int, n_members: int, n_drawn: int, device: th.device) -> list[th.Tensor | None]:
+def draw_members(n_draws: int, n_members: int, n_drawn: int, device: th.device) -> th.Tensor | None:
     """
     Random subsets of an ensemble, each without replacement and uniform over all subsets.
 
@@ -170,8 +238,8 @@ def draw_members(n_draws: int, n_members: int, n_drawn: int, device: th.device) 
     :param n_members: size of the ensemble
     :param n_drawn: size of each subset
     :param device: where the indices are needed
-    :return: ``n_draws`` tensors of int64 indices, shape ``(n_drawn,)``; None each where the subset is everything
+    :return: int64 indices, shape ``(n_draws, n_drawn)``; None where each subset is everything
     """
     if n_drawn == n_members:
-        return [None] * n_draws
-    return list(th.rand(n_draws, n_members, device=device).argsort(dim=1)[:, :n_drawn])
+        return None
+    return th.rand(n_draws, n_members, device=device).argsort(dim=1)[:, :n_drawn]

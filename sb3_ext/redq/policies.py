@@ -4,7 +4,6 @@ from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import SquashedDiagGaussianDistribution
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
@@ -19,7 +18,7 @@ from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
-from sb3_ext.common.distributions import TruncatedNormal
+from sb3_ext.common.distributions import SquashedNormal, TruncatedNormal
 from sb3_ext.common.ensemble import EnsembleCritic
 
 # Cloning maximises a log-density, and both limits keep it bounded: a tanh never reaches a demonstrated action of
@@ -34,7 +33,24 @@ SDE_ARGUMENTS = ("use_sde", "log_std_init", "use_expln", "clip_mean")
 class SquashedGaussianActor(SACActor):
     """SAC's actor: a diagonal Gaussian with state-dependent standard deviation, squashed by tanh into [-1, 1]."""
 
-    action_dist: SquashedDiagGaussianDistribution  # type: ignore[assignment]
+    def distribution(self, obs: PyTorchObs) -> SquashedNormal:
+        """Action distribution at observations of shape ``(batch, ...)``."""
+        mean, log_std, _ = self.get_action_dist_params(obs)
+        return SquashedNormal(mean, log_std)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        distribution = self.distribution(obs)
+        return distribution.mode if deterministic else distribution.rsample()
+
+    def action_log_prob(  # type: ignore[override]
+        self, obs: PyTorchObs, noise: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: observations, ``(batch, ...)``
+        :param noise: standard normal noise, ``(batch, action_dim)``
+        :return: actions, ``(batch, action_dim)``, and their log-densities, ``(batch,)``
+        """
+        return self.distribution(obs).rsample_log_prob(noise)
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         """
@@ -45,7 +61,7 @@ class SquashedGaussianActor(SACActor):
         :return: shape ``(batch,)``
         """
         mean, log_std, _ = self.get_action_dist_params(obs)
-        distribution = self.action_dist.proba_distribution(mean, log_std.clamp(min=CLONING_MIN_LOG_STD))
+        distribution = SquashedNormal(mean, log_std.clamp(min=CLONING_MIN_LOG_STD))
         return distribution.log_prob(actions.clamp(-CLONING_MAX_ACTION, CLONING_MAX_ACTION))
 
 
@@ -104,10 +120,14 @@ class TruncatedNormalActor(BasePolicy):
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
 
-    def action_log_prob(self, obs: PyTorchObs) -> tuple[th.Tensor, th.Tensor]:
-        """Actions with clipped noise, ``(batch, action_dim)``, and their log-densities, ``(batch,)``."""
+    def action_log_prob(self, obs: PyTorchObs, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: observations, ``(batch, ...)``
+        :param noise: standard normal noise, ``(batch, action_dim)``, clipped here after scaling
+        :return: actions, ``(batch, action_dim)``, and their log-densities, ``(batch,)``
+        """
         distribution = self.distribution(obs)
-        actions = distribution.rsample(noise_clip=self.noise_clip)
+        actions = distribution.rsample(noise, self.noise_clip)
         return actions, distribution.log_prob(actions)
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
@@ -204,6 +224,8 @@ class REDQPolicy(SACPolicy):
         return EnsembleCritic(**critic_kwargs, **self._ensemble_kwargs).to(self.device)
 
     def set_training_mode(self, mode: bool) -> None:
+        if self.actor.training == self.critic.training == self.training == mode:
+            return  # SB3 asks at each step, and a walk through the modules takes longer than acting
         super().set_training_mode(mode)
         # The target's features stay in evaluation mode as in SB3, its dropout is part of the target's definition
         self.critic_target.q_networks.train(mode)

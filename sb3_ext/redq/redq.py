@@ -1,5 +1,6 @@
 import os
-from collections import defaultdict
+from collections.abc import Iterator
+from itertools import repeat
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -9,15 +10,15 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_flattened_obs_dim
+from stable_baselines3.common.preprocessing import get_action_dim, get_flattened_obs_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.sac import SAC
 
-from sb3_ext.common.demonstrations import DemonstrationsMixin, Samples
+from sb3_ext.common.buffers import Samples
+from sb3_ext.common.demonstrations import DemonstrationsMixin
 from sb3_ext.common.ensemble import EnsembleCritic, draw_members
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
-from sb3_ext.common.matmul import fast_fp32_matmul
+from sb3_ext.common.off_policy import MetricMeans, Metrics, unstack
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DemosLike
 from sb3_ext.redq.policies import (
@@ -34,9 +35,12 @@ from sb3_ext.redq.policies import (
 
 SelfREDQ = TypeVar("SelfREDQ", bound="REDQ")
 
-# Batches of demonstrations that are drawn in one gather while cloning, and the memory that they may take
-PRETRAIN_CHUNK = 100
-PRETRAIN_BYTES = 64 * 2**20
+# Batches that are drawn in one gather, and the memory that they may take
+MAX_BATCHES = 100
+MAX_BATCHES_BYTES = 64 * 2**20
+
+# Kinds of updates
+CRITIC, CRITIC_AND_ACTOR, CLONING = "critic", "critic and actor", "cloning"
 
 
 class REDQ(DemonstrationsMixin, SAC):
@@ -97,6 +101,10 @@ class REDQ(DemonstrationsMixin, SAC):
         a function of the remaining progress.
     :param standardize_observations: Standardise observations by mean and standard deviation of the demonstrations,
         inside the policy: frozen, saved with the model, and ``predict`` takes raw observations. For vectors only.
+    :param update_backend: ``"eager"``, ``"compiled"`` (each update compiled once, needs a C++ compiler), ``"cudagraph"``,
+        or ``"auto"``: on a GPU CUDA graphs, on a CPU compiled where the run is long enough to pay it back. All give
+        the same numbers up to rounding; see :class:`~sb3_ext.common.engine.UpdateEngine`.
+    :param matmul_precision: ``"fp32"``, or ``"bf16"`` for faster, coarser matrix products in the updates.
     :param stats_window_size: Window of the rollout logging, in episodes.
     :param tensorboard_log: The log location for TensorBoard (if None, no logging).
     :param policy_kwargs: Arguments of the policy, see :class:`~sb3_ext.redq.policies.REDQPolicy`.
@@ -150,6 +158,8 @@ class REDQ(DemonstrationsMixin, SAC):
         bc_gradient_steps: int = 0,
         bc_coef: float | str | Schedule = 1.0,
         standardize_observations: bool = False,
+        update_backend: str = "auto",
+        matmul_precision: str = "fp32",
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -201,6 +211,8 @@ class REDQ(DemonstrationsMixin, SAC):
         self.bc_gradient_steps = bc_gradient_steps
         self.bc_coef = bc_coef
         self.standardize_observations = standardize_observations
+        self.update_backend = update_backend
+        self.matmul_precision = matmul_precision
         # Critic updates that are due and not done yet: the fractions of a `utd_ratio` that is no integer
         self._updates_due = 0.0
         self._bc_pretrain_steps_done = 0
@@ -282,20 +294,24 @@ class REDQ(DemonstrationsMixin, SAC):
         """Clone the demonstrations for ``n_steps`` steps."""
         if self.verbose > 0:
             print(f"Cloning the demonstrations: {n_steps} steps")
-        self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer])
-        batch_bytes = 2 * 4 * self.batch_size * get_flattened_obs_dim(self.observation_space)
-        max_chunk = min(max(PRETRAIN_BYTES // batch_bytes, 1), PRETRAIN_CHUNK)
-        with fast_fp32_matmul(self.device):
-            while n_steps > 0:
-                chunk = min(n_steps, max_chunk)
-                for batch in self._sample_demo_batches(chunk, self.batch_size):
-                    bc_loss = self._clone(batch, coef=1.0)
-                self._bc_pretrain_steps_done += chunk
-                n_steps -= chunk
-        self.policy.set_training_mode(False)
-        self.logger.record("train/bc_loss", bc_loss.item())
+        assert self.demo_buffer is not None
+        coef = th.ones((), device=self.device)
+        max_chunk = self._max_batches()
+        while n_steps > 0:
+            chunk = min(n_steps, max_chunk)
+            batches = self._sample_batches(self.demo_buffer, chunk, self.batch_size)
+            with self.engine.session():
+                metrics = self.engine.loop(self._cloning_loop, (chunk,), batches, coef)
+            self._bc_pretrain_steps_done += chunk
+            n_steps -= chunk
+        self._log_metrics(metrics)
         self.logger.dump(step=self.num_timesteps)
+
+    def _max_batches(self) -> int:
+        """Batches that are drawn in one gather, so that a long call of ``train`` takes little memory."""
+        batch_bytes = 2 * 4 * self.batch_size * get_flattened_obs_dim(self.observation_space)
+        return min(max(MAX_BATCHES_BYTES // batch_bytes, 1), MAX_BATCHES)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -314,62 +330,128 @@ class REDQ(DemonstrationsMixin, SAC):
         """
         if not hasattr(self, "_logger"):  # `train` without `learn`
             self.set_logger(configure(None, []))
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         bc_coef = self.bc_schedule(self._current_progress_remaining) if self.bc_gradient_steps > 0 else 0.0
-        metrics: dict[str, list[th.Tensor]] = defaultdict(list)
         n_updates_before = self._n_updates
 
-        with fast_fp32_matmul(self.device):
-            for _ in range(gradient_steps):
-                self._update_on_transition(batch_size, metrics)
-                if bc_coef > 0:
-                    for batch in self._sample_demo_batches(self.bc_gradient_steps, batch_size):
-                        metrics["bc_loss"].append(self._clone(batch, bc_coef))
+        with self.engine.session():
+            for pattern in self._due_updates(gradient_steps, clones=bc_coef > 0):
+                self._log_metrics(self._train_on(pattern, batch_size, bc_coef))
 
-        self._log_training(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record_mean("train/utd", (self._n_updates - n_updates_before) / gradient_steps)
         if self.bc_gradient_steps > 0:
             self.logger.record("train/bc_coef", bc_coef)
 
-    def _update_on_transition(self, batch_size: int, metrics: dict[str, list[th.Tensor]]) -> None:
-        """``utd_ratio`` critic updates, and the actor's among them."""
-        self._updates_due += self.utd_ratio
-        n_updates = int(self._updates_due)
-        self._updates_due -= n_updates
-        if n_updates == 0:
-            return
+    def _due_updates(self, n_transitions: int, clones: bool) -> Iterator[tuple[str, ...]]:
+        """The sequence of updates that so many transitions are worth, in pieces of bounded length."""
         policy_delay = self.policy_delay or max(round(self.utd_ratio), 1)
-        subsets = draw_members(n_updates, self.n_critics, self.n_target_critics, self.device)
-        for batch, members in zip(self._sample_batches(n_updates, batch_size), subsets, strict=True):
-            self._update_critic(batch, members, metrics)
-            self._n_updates += 1
-            if self._n_updates % policy_delay == 0:
-                self._update_actor(batch, metrics)
+        pattern: list[str] = []
+        for _ in range(n_transitions):
+            self._updates_due += self.utd_ratio
+            while self._updates_due >= 1:
+                self._updates_due -= 1
+                self._n_updates += 1
+                pattern.append(CRITIC if self._n_updates % policy_delay else CRITIC_AND_ACTOR)
+            if clones:
+                pattern += [CLONING] * self.bc_gradient_steps
+            if len(pattern) >= self._max_batches():
+                yield tuple(pattern)
+                pattern.clear()
+        if pattern:
+            yield tuple(pattern)
 
-    def _update_critic(self, batch: Samples, members: th.Tensor | None, metrics: dict[str, list[th.Tensor]]) -> None:
-        target = self._target(batch, members)
+    def _train_on(self, pattern: tuple[str, ...], batch_size: int, bc_coef: float) -> Metrics:
+        """Draw all batches and all randomness of a sequence of updates, and run it."""
+        n_critic, n_actor, n_cloning = (
+            sum(kind in kinds for kind in pattern)
+            for kinds in ((CRITIC, CRITIC_AND_ACTOR), (CRITIC_AND_ACTOR,), (CLONING,))
+        )
+        action_dim = get_action_dim(self.action_space)
+        batches = self._sample_mixed_batches(n_critic, batch_size) if n_critic > 0 else None
+        subsets = draw_members(n_critic, self.n_critics, self.n_target_critics, self.device)
+        noise = th.randn(n_critic + n_actor, batch_size, action_dim, device=self.device)
+        bc_batches, bc_coef_tensor = None, None
+        if n_cloning > 0:
+            assert self.demo_buffer is not None
+            bc_batches = self._sample_batches(self.demo_buffer, n_cloning, batch_size)
+            bc_coef_tensor = th.full((), bc_coef, device=self.device)
+        return self.engine.loop(self._update_loop, pattern, batches, subsets, noise, bc_batches, bc_coef_tensor)
+
+    # --- Updates: no random numbers, no look at values, so that the engine can compile and capture them --------------
+
+    def _update_loop(
+        self,
+        pattern: tuple[str, ...],
+        batches: Samples,
+        subsets: th.Tensor | None,
+        noise: th.Tensor,
+        bc_batches: Samples | None,
+        bc_coef: th.Tensor | None,
+    ) -> Metrics:
+        """The updates that ``pattern`` names, each on its own batch; returns the means of their metrics."""
+        means = MetricMeans()
+        next_noise = iter(noise)
+        critic_batches, cloning_batches = unstack(batches), unstack(bc_batches)
+        next_subset = iter(subsets) if subsets is not None else repeat(None)
+        for kind in pattern:
+            if kind == CLONING:
+                means.add(self.engine.run(self._update_by_cloning, next(cloning_batches), bc_coef))
+                continue
+            batch = next(critic_batches)
+            means.add(self.engine.run(self._update_critic, batch, next(next_noise), next(next_subset)))
+            if kind == CRITIC_AND_ACTOR:
+                means.add(self.engine.run(self._update_actor, batch, next(next_noise)))
+        return means.means()
+
+    def _cloning_loop(self, pattern: tuple[int], batches: Samples, coef: th.Tensor) -> Metrics:
+        means = MetricMeans()
+        for batch in unstack(batches):
+            means.add(self.engine.run(self._update_by_cloning, batch, coef))
+        return means.means()
+
+    def _update_critic(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Metrics:
+        loss, metrics = self._critic_loss(batch, noise, members)
+        self.engine.minimize(loss, self.critic.optimizer)
+        self.engine.polyak(self.critic.parameters(), self.critic_target.parameters(), self.tau)
+        self.engine.polyak(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+        return metrics
+
+    def _update_actor(self, batch: Samples, noise: th.Tensor) -> Metrics:
+        actor_loss, ent_coef_loss, metrics = self._actor_loss(batch, noise)
+        self.engine.minimize(actor_loss, self.actor.optimizer)
+        if self.ent_coef_optimizer is not None:
+            self.engine.minimize(ent_coef_loss, self.ent_coef_optimizer)
+            metrics["ent_coef_loss"] = ent_coef_loss.detach()
+        return metrics
+
+    def _update_by_cloning(self, batch: Samples, coef: th.Tensor) -> Metrics:
+        loss = behaviour_cloning_loss(self.actor.log_prob(batch.observations, batch.actions))
+        self.engine.minimize(coef * loss, self.actor.optimizer)
+        return {"bc_loss": loss.detach()}
+
+    def _critic_loss(
+        self, batch: Samples, noise: th.Tensor, members: th.Tensor | None
+    ) -> tuple[th.Tensor, Metrics]:
+        """
+        :param batch: rows of transitions, ``(batch, ...)``
+        :param noise: standard normal noise for the next actions, ``(batch, action_dim)``
+        :param members: the target critics to take the minimum of, ``(n_target_critics,)``; None for all
+        :return: scalar loss, and metrics
+        """
+        target = self._target(batch, noise, members)
         q_values = self.critic(batch.observations, batch.actions)
         loss = ensemble_mse(q_values, target)
-        self.critic.optimizer.zero_grad()
-        loss.backward()
-        self.critic.optimizer.step()
-        with th.no_grad():  # SB3's `polyak_update`, in one pass over the weights instead of two
-            for online, target_parameter in zip(self.critic.parameters(), self.critic_target.parameters(), strict=True):
-                target_parameter.lerp_(online, self.tau)
-        polyak_update(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
-
-        metrics["critic_loss"].append(loss.detach())
-        metrics["target_q"].append(target.mean())
-        metrics["q_mean"].append(q_values.detach().mean())
+        detached = q_values.detach()
+        metrics = {"critic_loss": loss.detach(), "target_q": target.mean(), "q_mean": detached.mean()}
         if self.n_critics > 1:
-            metrics["q_std"].append(q_values.detach().std(dim=0).mean())
+            metrics["q_std"] = detached.std(dim=0).mean()
+        return loss, metrics
 
     @th.no_grad()
-    def _target(self, batch: Samples, members: th.Tensor | None) -> th.Tensor:
+    def _target(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> th.Tensor:
         """Regression target of all critics, shape ``(batch, 1)``, from the target critics ``members``."""
-        next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations)
+        next_actions, next_log_prob = self.actor.action_log_prob(batch.next_observations, noise)
         next_q_values = self.critic_target(batch.next_observations, next_actions, members)
         # (n_target_critics, batch, 1) -> (batch, 1)
         next_values = next_q_values.amin(dim=0) - self._ent_coef() * next_log_prob.reshape(-1, 1)
@@ -377,54 +459,38 @@ class REDQ(DemonstrationsMixin, SAC):
         discounts = self.gamma if batch.discounts is None else batch.discounts
         return td_target(batch.rewards, batch.dones, discounts, next_values)
 
-    def _update_actor(self, batch: Samples, metrics: dict[str, list[th.Tensor]]) -> None:
-        actions, log_prob = self.actor.action_log_prob(batch.observations)
+    def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, Metrics]:
+        """
+        :param batch: rows of transitions, ``(batch, ...)``
+        :param noise: standard normal noise for the actions, ``(batch, action_dim)``
+        :return: scalar losses of the actor and of the entropy coefficient, and metrics
+        """
+        actions, log_prob = self.actor.action_log_prob(batch.observations, noise)
         log_prob = log_prob.reshape(-1, 1)
         ent_coef = self._ent_coef()
-        if self.ent_coef_optimizer is not None:
-            assert self.log_ent_coef is not None
+        # The gradient goes through the critics to the actions; their own is not needed
+        q_values = self.critic(batch.observations, actions, frozen=True)
+        loss = mean_q_actor_loss(q_values, log_prob, ent_coef)
+        ent_coef_loss = ent_coef
+        if self.log_ent_coef is not None:
             assert isinstance(self.target_entropy, float)
             ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
-            self.ent_coef_optimizer.zero_grad()
-            ent_coef_loss.backward()
-            self.ent_coef_optimizer.step()
-            metrics["ent_coef_loss"].append(ent_coef_loss.detach())
-
-        # The gradient goes through the critics to the actions; their own is not needed
-        critic_parameters = self.critic.optimizer.param_groups[0]["params"]
-        for parameter in critic_parameters:
-            parameter.requires_grad_(False)
-        loss = mean_q_actor_loss(self.critic(batch.observations, actions), log_prob, ent_coef)
-        self.actor.optimizer.zero_grad()
-        loss.backward()
-        self.actor.optimizer.step()
-        for parameter in critic_parameters:
-            parameter.requires_grad_(True)
-        metrics["actor_loss"].append(loss.detach())
-        metrics["ent_coef"].append(ent_coef.reshape(()))
-
-    def _clone(self, batch: Samples, coef: float) -> th.Tensor:
-        """One cloning step; returns the loss without its factor."""
-        loss = behaviour_cloning_loss(self.actor.log_prob(batch.observations, batch.actions))
-        self.actor.optimizer.zero_grad()
-        (coef * loss).backward()
-        self.actor.optimizer.step()
-        return loss.detach()
+        return loss, ent_coef_loss, {"actor_loss": loss.detach(), "ent_coef": ent_coef.mean()}
 
     def _ent_coef(self) -> th.Tensor:
         return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+
+    # --- What the engine asks for ------------------------------------------------------------------------------------
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
 
-    def _log_training(self, metrics: dict[str, list[th.Tensor]]) -> None:
-        """Means over a call of ``train``, then over the calls between two dumps; one copy from the device."""
-        if not metrics:
-            return
-        means = th.stack([th.stack(values).mean() for values in metrics.values()]).cpu().numpy()
-        for name, value in zip(metrics, means, strict=True):
-            self.logger.record_mean(f"train/{name}", value)
+    def _update_constants(self) -> tuple:
+        return self.gamma, self.tau, self.target_entropy
+
+    def _planned_updates(self, n_timesteps: int) -> int:
+        return int(n_timesteps * self.utd_ratio)
 
     def learn(
         self: SelfREDQ,

@@ -1,4 +1,4 @@
-"""Which backend multiplies matrices."""
+"""How matrix products are computed: the fastest backend that is true fp32 on the machine, or bf16 on request."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +8,7 @@ import torch as th
 
 # oneDNN's and MKL's fp32 products differ from float64 by less than 1e-6 of the largest entry, bf16 ones by 4e-3
 FP32_MAX_ERROR = 1e-5
+PRECISIONS = ("fp32", "bf16")
 
 
 @cache
@@ -30,14 +31,29 @@ def onednn_is_fp32() -> bool:
     return bool((product - exact).abs().max() / exact.abs().max() < FP32_MAX_ERROR)
 
 
+def describe(device: th.device, precision: str) -> str:
+    """A few words on what :func:`matmul_precision` sets."""
+    if precision == "bf16":
+        return "products in bf16"
+    if device.type != "cpu":
+        return "products in fp32"
+    return "products in fp32 by oneDNN" if onednn_is_fp32() else "products in fp32 by MKL"
+
+
 @contextmanager
-def fast_fp32_matmul(device: th.device) -> Iterator[None]:
-    """Inside, fp32 matrix products on the CPU run on the fastest backend that is true fp32."""
-    if device.type != "cpu" or not onednn_is_fp32():
-        yield
+def matmul_precision(device: th.device, precision: str) -> Iterator[None]:
+    """
+    Inside, matrix products have this precision.
+
+    :param precision: ``"fp32"`` for the fastest backend that is true fp32, ``"bf16"`` for bfloat16 products with fp32
+        sums (`torch.autocast`)
+    """
+    if precision == "bf16":
+        with th.autocast(device.type, th.bfloat16):
+            yield
         return
     before = th.get_float32_matmul_precision()
-    th.set_float32_matmul_precision("medium")
+    th.set_float32_matmul_precision("medium" if device.type == "cpu" and onednn_is_fp32() else "highest")
     try:
         yield
     finally:

@@ -1,0 +1,249 @@
+"""A replay buffer that is sampled by tensor operations where it lies."""
+
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
+from stable_baselines3.common.vec_env import VecNormalize
+
+Samples = ReplayBufferSamples | DictReplayBufferSamples
+Column = np.ndarray | th.Tensor | dict[str, np.ndarray] | dict[str, th.Tensor]
+
+
+class TensorReplayBuffer(ReplayBuffer):
+    """
+    SB3's ``ReplayBuffer``, ``DictReplayBuffer`` and ``NStepReplayBuffer`` in one, which draws many batches in one
+    gather. On a CPU the columns are NumPy arrays as in SB3 (memory is taken as they fill), which tensors share; on a
+    GPU they are tensors there.
+
+    It takes the place of SB3's buffers in any off-policy algorithm (``replay_buffer_class=TensorReplayBuffer``), and
+    :meth:`from_sb3` takes over one of SB3's. Random numbers are PyTorch's, not NumPy's.
+
+    :param buffer_size: Transitions in all, over all environments.
+    :param observation_space: Observation space; a Dict of Boxes gives dicts of columns.
+    :param action_space: Action space.
+    :param device: Where columns and batches are.
+    :param n_envs: Number of environments whose transitions come in side by side.
+    :param optimize_memory_usage: Not supported, SB3's ``ReplayBuffer`` has it.
+    :param handle_timeout_termination: Take an episode's end by a time limit for no termination.
+    :param n_steps: Steps of the n-step return; a return ends with its episode.
+    :param gamma: Discount factor of n-step returns, in [0, 1].
+    :raises ValueError: ``optimize_memory_usage`` is set, or ``n_steps`` is below 1.
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+        n_steps: int = 1,
+        gamma: float = 0.99,
+    ):
+        if optimize_memory_usage:
+            raise ValueError(
+                "TensorReplayBuffer does not support optimize_memory_usage: use SB3's ReplayBuffer with "
+                "replay_buffer_kwargs=dict(handle_timeout_termination=False)."
+            )
+        if n_steps < 1:
+            raise ValueError(f"n_steps={n_steps} must be at least 1.")
+        is_dict = isinstance(observation_space, spaces.Dict)
+        parent = DictReplayBuffer if is_dict else ReplayBuffer
+        # Allocates the columns, and warns where they do not fit into the memory
+        parent.__init__(  # type: ignore[misc]
+            self,  # type: ignore[arg-type]
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            handle_timeout_termination=handle_timeout_termination,
+        )
+        self.n_steps, self.gamma = n_steps, gamma
+        self._share()
+
+    @classmethod
+    def from_sb3(cls, buffer: ReplayBuffer) -> "TensorReplayBuffer":
+        """
+        Take over the columns of one of SB3's buffers, without a copy on a CPU.
+
+        :raises ValueError: the buffer is a subclass whose sampling is its own (hindsight replay, ...), or optimises
+            memory usage.
+        """
+        if type(buffer) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) or buffer.optimize_memory_usage:
+            raise ValueError(f"{type(buffer).__name__} samples in its own way, which TensorReplayBuffer would lose.")
+        taken = cls.__new__(cls)
+        taken.__dict__.update({"n_steps": 1, "gamma": 0.99, **buffer.__dict__})
+        taken._share()
+        return taken
+
+    def _share(self) -> None:
+        """Make tensors of the columns, one row a transition."""
+
+        def rows(array: np.ndarray | th.Tensor) -> th.Tensor:
+            tensor = th.as_tensor(array, device=self.device)
+            return tensor.view(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:])
+
+        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+        if self.device.type != "cpu":
+            for name in names:
+                setattr(self, name, _map(lambda array: th.as_tensor(array, device=self.device), getattr(self, name)))
+        self._rows = {name: _map(rows, getattr(self, name)) for name in names}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Columns as NumPy arrays, so that SB3's buffers and any machine can read them."""
+        state = {name: value for name, value in self.__dict__.items() if name != "_rows"}
+        return {name: _map(_to_numpy, value) for name, value in state.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.device.type == "cuda" and not th.cuda.is_available():
+            self.device = th.device("cpu")
+        self._share()
+
+    def to(self, device: th.device) -> None:
+        """Move the columns to another device."""
+        if device != self.device:
+            self.__dict__.update(self.__getstate__())
+            self.device = device
+            self._share()
+
+    def add(  # type: ignore[override]
+        self,
+        obs: np.ndarray | dict[str, np.ndarray],
+        next_obs: np.ndarray | dict[str, np.ndarray],
+        action: np.ndarray,
+        reward: np.ndarray,
+        done: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """
+        Store one transition of each environment.
+
+        :param obs: shape ``(n_envs, *obs_shape)``, or a dict of such
+        :param next_obs: as ``obs``; at the end of an episode its last observation
+        :param action: scaled to [-1, 1], shape ``(n_envs, action_dim)``
+        :param reward: shape ``(n_envs,)``
+        :param done: shape ``(n_envs,)``
+        :param infos: one per environment, with ``TimeLimit.truncated`` where a time limit ended the episode
+        """
+        self._write(self.observations, obs)
+        self._write(self.next_observations, next_obs)
+        self._write(self.actions, action)
+        self._write(self.rewards, reward)
+        self._write(self.dones, done)
+        if self.handle_timeout_termination:
+            self._write(self.timeouts, np.array([info.get("TimeLimit.truncated", False) for info in infos]))
+        self.pos += 1
+        if self.pos == self.buffer_size:
+            self.full = True
+            self.pos = 0
+
+    def _write(self, column: Any, values: Any) -> None:
+        if isinstance(column, dict):
+            for key in column:
+                self._write(column[key], values[key])
+            return
+        row = column[self.pos]
+        values = np.reshape(values, row.shape)
+        if isinstance(row, np.ndarray):
+            row[...] = values
+        else:
+            row.copy_(th.as_tensor(values))
+
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> Samples:  # type: ignore[override]
+        """
+        :param batch_size: number of transitions, drawn with replacement
+        :param env: normalises observations and rewards
+        :return: tensors of shape ``(batch_size, ...)`` on the device; ``discounts`` is None for one-step returns
+        :raises ValueError: the buffer is empty
+        """
+        n_rows = self.size() * self.n_envs
+        if n_rows == 0:
+            raise ValueError("The replay buffer is empty: collect transitions before sampling.")
+        return self._gather(th.randint(n_rows, (batch_size,), device=self.device), env)
+
+    def _get_samples(  # type: ignore[override]
+        self, batch_inds: np.ndarray, env: VecNormalize | None = None
+    ) -> Samples:
+        env_indices = th.randint(self.n_envs, (len(batch_inds),), device=self.device)
+        return self._gather(th.as_tensor(batch_inds, device=self.device) * self.n_envs + env_indices, env)
+
+    def _gather(self, rows: th.Tensor, env: VecNormalize | None) -> Samples:
+        columns = self._rows
+        if self.n_steps > 1:
+            rewards, discounts, last = self._n_step_returns(rows, env)
+        else:
+            rewards, discounts, last = _normalized_rewards(columns["rewards"][rows], env), None, rows
+        samples_class = DictReplayBufferSamples if isinstance(self.observation_space, spaces.Dict) else ReplayBufferSamples
+        return samples_class(
+            observations=self._observations("observations", rows, env),
+            actions=columns["actions"].index_select(0, rows),
+            next_observations=self._observations("next_observations", last, env),
+            dones=(columns["dones"][last] * (1 - columns["timeouts"][last])).unsqueeze(1),
+            rewards=rewards.unsqueeze(1),
+            discounts=discounts,
+        )
+
+    def _observations(self, name: str, rows: th.Tensor, env: VecNormalize | None) -> Any:
+        taken = _map(lambda column: column.index_select(0, rows), self._rows[name])
+        if env is None or not env.norm_obs:
+            return _map(_to_float32, taken)
+        if not isinstance(taken, dict):
+            return _standardized(taken, env.obs_rms, env)
+        return {
+            key: _standardized(value, env.obs_rms[key], env) if key in env.norm_obs_keys else _to_float32(value)
+            for key, value in taken.items()
+        }
+
+    def _n_step_returns(
+        self, rows: th.Tensor, env: VecNormalize | None
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """Discounted rewards up to the end of the episode or the newest transition, gamma**n, and the last row."""
+        rewards, dones, timeouts = (self._rows[name] for name in ("rewards", "dones", "timeouts"))
+        newest = (self.pos - 1) % self.buffer_size
+        n_rows = self.buffer_size * self.n_envs
+        last = rows
+        returns = _normalized_rewards(rewards[rows], env)
+        discounts = th.full_like(returns, self.gamma)
+        alive = th.ones_like(returns, dtype=th.bool)
+        for k in range(1, self.n_steps):
+            goes_on = (dones[last] + timeouts[last] == 0) & (last.div(self.n_envs, rounding_mode="floor") != newest)
+            alive = alive & goes_on
+            last = th.where(alive, (rows + k * self.n_envs) % n_rows, last)
+            returns = returns + alive * self.gamma**k * _normalized_rewards(rewards[last], env)
+            discounts = th.where(alive, self.gamma ** (k + 1), discounts)
+        return returns, discounts.unsqueeze(1), last
+
+
+def _map(function: Any, value: Any) -> Any:
+    return {key: function(part) for key, part in value.items()} if isinstance(value, dict) else function(value)
+
+
+def _to_numpy(value: Any) -> Any:
+    return value.cpu().numpy() if isinstance(value, th.Tensor) else value
+
+
+def _to_float32(values: th.Tensor) -> th.Tensor:
+    return values.float() if values.dtype == th.float64 else values
+
+
+def _standardized(values: th.Tensor, statistics: RunningMeanStd, env: VecNormalize) -> th.Tensor:
+    """``VecNormalize.normalize_obs`` where the values are."""
+    mean, var = (th.as_tensor(x, device=values.device) for x in (statistics.mean, statistics.var))
+    return ((values - mean) / (var + env.epsilon).sqrt()).clamp(-env.clip_obs, env.clip_obs).float()
+
+
+def _normalized_rewards(rewards: th.Tensor, env: VecNormalize | None) -> th.Tensor:
+    """``VecNormalize.normalize_reward``."""
+    if env is None or not env.norm_reward:
+        return rewards
+    scale = float(np.sqrt(env.ret_rms.var + env.epsilon))
+    return (rewards / scale).clamp(-env.clip_reward, env.clip_reward)

@@ -1,0 +1,303 @@
+"""Runs the updates of an algorithm: eagerly, compiled, or as CUDA graphs."""
+
+import getpass
+import hashlib
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+
+from sb3_ext.common.engine import adam, graphs
+from sb3_ext.common.engine.matmul import PRECISIONS, describe, matmul_precision
+from sb3_ext.common.engine.process import tune_process
+from sb3_ext.common.engine.recording import Recording
+from sb3_ext.common.engine.trees import flatten, unflatten
+
+T = TypeVar("T")
+
+BACKENDS = ("auto", "eager", "compiled", "cudagraph")
+
+# What decides whether compiling pays back: seconds to compile on two cores with an empty and with a filled cache of
+# inductor, the share of a run that may be spent on it, and what two cores reach in eager mode
+COLD_COMPILE_SECONDS, WARM_COMPILE_SECONDS = 25.0, 3.0
+MAX_COMPILE_SHARE = 0.05
+EAGER_FLOPS_PER_SECOND, EAGER_SECONDS_PER_UPDATE = 150e9, 1e-3
+# Forward pass, gradient of the activations and of the weights: a multiplication and an addition each
+FLOPS_PER_PARAMETER_AND_ROW = 6
+
+# Other numbers of updates per call, of which there may be many, run eagerly
+MAX_RECORDINGS = 8
+
+
+class UpdateEngine:
+    """
+    Runs update functions of an algorithm by a backend:
+
+    - ``"eager"``: plain PyTorch.
+    - ``"compiled"``: each update function is recorded once with its weights, optimizer state and arguments as inputs,
+      compiled by inductor, and called.
+    - ``"cudagraph"``: a whole loop of updates is captured on the GPU and launched at once.
+    - ``"auto"``: ``"cudagraph"`` on a GPU; on a CPU ``"compiled"`` where the planned updates take so long that
+      compiling is at most 5 % of them, else ``"eager"``.
+
+    An update function takes batches and noise (tensors, None, tuples, dicts), computes losses of the networks, calls
+    :meth:`minimize` and :meth:`polyak`, and returns tensors. It draws no random numbers and does not look at the
+    tensors' values, so that all backends give the same numbers. Weights and optimizer state stay where SB3 has them:
+    saving, loading and schedules work between any two calls.
+
+    :param policy: module with all networks
+    :param optimizers: all optimizers, Adam or AdamW for any backend but the eager one
+    :param constants: numbers that update functions use (discount factor, ...); with others they are recorded anew
+    :param backend: one of the above
+    :param precision: ``"fp32"`` or ``"bf16"`` matrix products
+    :param verbose: 1 to print the choice
+    :raises ValueError: an unknown backend or precision, or a CUDA graph without a GPU
+    """
+
+    def __init__(
+        self,
+        policy: BasePolicy,
+        optimizers: Sequence[th.optim.Optimizer],
+        constants: Callable[[], tuple],
+        backend: str = "auto",
+        precision: str = "fp32",
+        verbose: int = 0,
+    ):
+        check_arguments(backend, precision, policy.device)
+        self.policy = policy
+        self.device = policy.device
+        self.optimizers = list(optimizers)
+        self.constants = constants
+        self.requested, self.precision, self.verbose = backend, precision, verbose
+        self.backend: str | None = None
+        self._recordings: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
+        self._rates = {id(optimizer): th.zeros((), device=self.device) for optimizer in self.optimizers}
+        self._is_recording = False
+        self._recorded_with: tuple | None = None
+        self._closures: list[list[th.Tensor]] = []
+        self._state: list[th.Tensor] = []
+        if self.device.type == "cpu":
+            tune_process()
+
+    # --- For algorithms ----------------------------------------------------------------------------------------------
+
+    def plan(self, n_updates: int, batch_size: int) -> None:
+        """
+        Choose the backend for updates to come, and say which and why.
+
+        :param n_updates: number of updates of all networks
+        :param batch_size: rows of each batch
+        """
+        backend, reason = self._choose(n_updates, batch_size)
+        if self.verbose > 0:
+            print(f"Updates run {backend} ({reason}), {describe(self.device, self.precision)}")
+        self.backend = backend
+
+    @contextmanager
+    def session(self) -> Iterator[None]:
+        """Around calls of :meth:`run` and :meth:`loop`: takes up changed learning rates, loaded state and constants."""
+        if self.backend is None:  # `train` without `learn`
+            self.plan(n_updates=0, batch_size=0)
+        for optimizer in self.optimizers:
+            self._rates[id(optimizer)].fill_(optimizer.param_groups[0]["lr"])
+        if self.backend != "eager":
+            self._refresh()
+        if self.backend != "compiled":  # recordings have the mode in them
+            self.policy.set_training_mode(True)
+        with matmul_precision(self.device, self.precision):
+            yield
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call an update function."""
+        if self.backend != "compiled" or self._is_recording:
+            return function(*arguments)
+        leaves, spec = flatten(arguments)
+        leaves = [leaf.contiguous() for leaf in leaves]
+        key = (function.__name__, spec, *[leaf.shape for leaf in leaves])
+        compiled = self._recordings.get(key)
+        if compiled is None:
+            if len(self._recordings) >= MAX_RECORDINGS:
+                self.policy.set_training_mode(True)
+                return function(*arguments)
+            compiled = self._compile(function, leaves, spec)
+            if compiled is None:
+                return function(*arguments)
+            self._recordings[key] = compiled
+        return compiled(leaves)
+
+    def loop(self, function: Callable[..., T], pattern: tuple, *arguments: Any) -> T:
+        """
+        Call a function that makes a loop of updates, ``function(pattern, *arguments)``.
+
+        :param pattern: hashable, everything but tensors that the loop depends on
+        :return: its result, to be read before the next call
+        """
+        if self.backend != "cudagraph":
+            return function(pattern, *arguments)
+        leaves, spec = flatten(arguments)
+        key = (function.__name__, pattern, spec, *[leaf.shape for leaf in leaves])
+        replay = self._recordings.get(key)
+        if replay is None:
+            if len(self._recordings) >= MAX_RECORDINGS:
+                return function(pattern, *arguments)
+            replay = self._recordings[key] = self._capture(function, pattern, arguments)
+        return replay(leaves)
+
+    def minimize(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
+        """One step of an optimizer on a scalar loss of its parameters."""
+        parameters = optimizer.param_groups[0]["params"]
+        if self.backend == "eager":
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # Unused parameters (a head that a loss leaves out) keep no gradient in eager mode, as after `backward`
+        grads = th.autograd.grad(loss, parameters, allow_unused=True)
+        if self.backend == "eager":
+            for parameter, grad in zip(parameters, grads, strict=True):
+                parameter.grad = grad
+            optimizer.step()
+            return
+        adam.adam_(optimizer, grads, self._rates[id(optimizer)], fused=not self._is_recording)
+
+    @staticmethod
+    @th.no_grad()
+    def polyak(online: Iterable[th.Tensor], target: Iterable[th.Tensor], tau: float) -> None:
+        """Move target weights by ``tau`` in [0, 1] towards the online ones, in one pass over the memory."""
+        for online_weight, target_weight in zip(online, target, strict=True):
+            target_weight.lerp_(online_weight, tau)
+
+    # --- Backends ----------------------------------------------------------------------------------------------------
+
+    def _choose(self, n_updates: int, batch_size: int) -> tuple[str, str]:
+        unsupported = [optimizer for optimizer in self.optimizers if not adam.is_supported(optimizer)]
+        if unsupported and self.requested not in ("auto", "eager"):
+            warnings.warn(
+                f"update_backend={self.requested!r} takes Adam and AdamW with one parameter group, not "
+                f"{unsupported[0]}: updates run eagerly.",
+                stacklevel=2,
+            )
+        if unsupported:
+            return "eager", f"{type(unsupported[0]).__name__} is not recorded"
+        if self.requested != "auto":
+            return self.requested, "as asked for"
+        if self.device.type == "cuda":
+            return "cudagraph", "there is a GPU"
+        if self.backend == "compiled":
+            return "compiled", "it was before"
+        if self.device.type != "cpu":
+            return "eager", f"nothing else for {self.device.type}"
+        n_parameters = sum(p.numel() for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])
+        flops = FLOPS_PER_PARAMETER_AND_ROW * n_parameters * batch_size
+        eager_seconds = n_updates * max(flops / EAGER_FLOPS_PER_SECOND, EAGER_SECONDS_PER_UPDATE)
+        compile_seconds = WARM_COMPILE_SECONDS if self._marker().exists() else COLD_COMPILE_SECONDS
+        words = f"about {eager_seconds:.0f} s of updates to come, compiling takes {compile_seconds:.0f} s"
+        return ("compiled" if compile_seconds <= MAX_COMPILE_SHARE * eager_seconds else "eager"), words
+
+    def _refresh(self) -> None:
+        """Drop recordings that are out of date, and follow optimizer state that was replaced by loading."""
+        for optimizer in self.optimizers:
+            adam.initialise_state(optimizer)
+        recorded_with = (
+            self.constants(),
+            th.get_num_threads(),
+            *[adam.hyperparameters(optimizer) for optimizer in self.optimizers],
+        )
+        state = [tensor for optimizer in self.optimizers for tensor in adam.state_tensors(optimizer)]
+        is_replaced = len(state) != len(self._state) or any(a is not b for a, b in zip(state, self._state, strict=True))
+        if recorded_with != self._recorded_with or (is_replaced and self.backend == "cudagraph"):
+            self._recordings.clear()
+            self._closures.clear()
+        elif is_replaced:
+            replacement = {id(old): new for old, new in zip(self._state, state, strict=True)}
+            for closure in self._closures:
+                closure[:] = [replacement.get(id(tensor), tensor) for tensor in closure]
+        self._recorded_with, self._state = recorded_with, state
+
+    def _changing(self) -> list[th.Tensor]:
+        """All tensors that an update may change."""
+        networks = [*self.policy.parameters(), *self.policy.buffers()]
+        optimized = [p for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
+        return list({id(tensor): tensor for tensor in (*networks, *optimized, *self._state)}.values())
+
+    def _compile(
+        self, function: Callable[..., Any], leaves: list[th.Tensor], spec: Any
+    ) -> Callable[[list[th.Tensor]], Any] | None:
+        """Record and compile an update function; None and the eager backend where that fails."""
+        result_spec = None
+
+        def flat(*leaves: th.Tensor) -> list[th.Tensor]:
+            nonlocal result_spec
+            with th.enable_grad():
+                result = function(*unflatten(leaves, spec))
+            leaves_out, result_spec = flatten(result)
+            return [leaf.detach() for leaf in leaves_out]
+
+        if self.verbose > 0:
+            print(f"Compiling {function.__name__.strip('_')} ...", end=" ", flush=True)
+        start = time.perf_counter()
+        self.policy.set_training_mode(True)
+        self._is_recording = True
+        try:
+            recording = Recording(flat, leaves, self._changing())
+            compiled = recording.compile(leaves)
+        except Exception as error:  # whatever a compiler may raise: the run goes on without
+            self.backend = "eager"
+            for optimizer in self.optimizers:
+                optimizer.zero_grad()
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            warnings.warn(f"Compiling the update failed ({reason}): updates run eagerly.", stacklevel=4)
+            return None
+        finally:
+            self._is_recording = False
+        if self.verbose > 0:
+            print(f"{time.perf_counter() - start:.1f} s", flush=True)
+        self._closures.append(recording.closure)
+        self._mark()
+        return lambda leaves: unflatten(compiled(leaves), result_spec)
+
+    def _capture(
+        self, function: Callable[..., Any], pattern: tuple, arguments: Any
+    ) -> Callable[[list[th.Tensor]], Any]:
+        leaves, spec = flatten(arguments)
+        static = [leaf.clone() for leaf in leaves]
+        replay, result = graphs.capture(lambda: function(pattern, *unflatten(static, spec)), self._changing())
+
+        def run(leaves: list[th.Tensor]) -> Any:
+            for buffer, leaf in zip(static, leaves, strict=True):
+                buffer.copy_(leaf, non_blocking=True)
+            replay()
+            return result
+
+        return run
+
+    def _marker(self) -> Path:
+        """A file beside inductor's cache that says that updates of these shapes have been compiled."""
+        shapes = [tuple(p.shape) for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
+        key = repr((shapes, self.constants(), self.precision, th.__version__, th.get_num_threads()))
+        default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
+        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default))
+        return folder / "sb3_ext" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def _mark(self) -> None:
+        try:
+            self._marker().parent.mkdir(parents=True, exist_ok=True)
+            self._marker().touch()
+        except OSError:
+            pass  # a full or read-only disk: the next run takes the cache for empty
+
+
+def check_arguments(backend: str, precision: str, device: th.device) -> None:
+    """
+    :raises ValueError: as in :class:`UpdateEngine`
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"update_backend={backend!r} must be one of {', '.join(map(repr, BACKENDS))}.")
+    if precision not in PRECISIONS:
+        raise ValueError(f"matmul_precision={precision!r} must be one of {', '.join(map(repr, PRECISIONS))}.")
+    if backend == "cudagraph" and device.type != "cuda":
+        raise ValueError(f"update_backend='cudagraph' needs device='cuda', not {device.type!r}: use 'auto'.")

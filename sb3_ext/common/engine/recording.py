@@ -1,0 +1,116 @@
+"""A function of tensors and of the networks that it closes over, recorded as a graph and compiled."""
+
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch as th
+from torch.fx import GraphModule
+from torch.fx.experimental.proxy_tensor import make_fx
+
+aten = th.ops.aten
+
+Function = Callable[..., list[th.Tensor]]
+
+
+class Recording:
+    """
+    The graph of a function, whose inputs are the tensors it closes over (weights, optimizer state) and its arguments.
+
+    :param function: takes tensors, returns a list of tensors, and may change tensors that it closes over in place
+    :param arguments: example arguments; their shapes, strides and types are those of every later call
+    :param state: the tensors that the function changes; recording runs the function once and puts them back
+    """
+
+    def __init__(self, function: Function, arguments: Sequence[th.Tensor], state: Sequence[th.Tensor]):
+        with th.no_grad(), th.random.fork_rng(devices=_cuda_devices(arguments)):
+            before = [tensor.clone() for tensor in state]
+            try:
+                self.graph = make_fx(function, decomposition_table=DECOMPOSITIONS)(*arguments)
+            finally:
+                for tensor, old in zip(state, before, strict=True):
+                    tensor.copy_(old)
+        self.closure = _lift_closure(self.graph)
+
+    def run(self, arguments: Sequence[th.Tensor]) -> list[th.Tensor]:
+        """Interpret the graph."""
+        with th.no_grad():
+            return self.graph(*self.closure, *arguments)
+
+    def compile(self, arguments: Sequence[th.Tensor]) -> Callable[[Sequence[th.Tensor]], list[th.Tensor]]:
+        """
+        The graph compiled by inductor, without dynamo: a recording needs no guards, and checking them takes as long as
+        a tenth of a small update.
+        """
+        from torch._inductor import compile as inductor_compile
+        from torch._inductor import config
+
+        closure = self.closure
+        # Random numbers come from torch's generators as in eager mode (dropout)
+        with th.no_grad(), config.patch(fallback_random=True):
+            compiled = inductor_compile(self.graph, [*closure, *arguments])
+
+        def run(arguments: Sequence[th.Tensor]) -> list[th.Tensor]:
+            with th.no_grad():
+                return compiled(*closure, *arguments)
+
+        return run
+
+    def fingerprint(self) -> str:
+        """Equal for graphs that a compiler turns into the same code."""
+        inputs = [(tuple(tensor.shape), tensor.dtype, tensor.device.type) for tensor in self.closure]
+        key = (self.graph.code, inputs, th.__version__, th.get_num_threads())
+        return hashlib.sha256(repr(key).encode()).hexdigest()[:24]
+
+
+def _lift_closure(graph: GraphModule) -> list[th.Tensor]:
+    """Turn tensors that a graph holds as attributes into its first inputs, and return them."""
+    nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
+    inputs: dict[int, Any] = {}
+    closure = []
+    with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
+        for node in nodes:
+            tensor = getattr(graph, node.target)
+            if id(tensor) not in inputs:
+                inputs[id(tensor)] = graph.graph.placeholder(f"closure_{len(closure)}")
+                closure.append(tensor)
+    for node in nodes:
+        node.replace_all_uses_with(inputs[id(getattr(graph, node.target))])
+        graph.graph.erase_node(node)
+    for name in {node.target for node in nodes}:
+        delattr(graph, name)
+    graph.recompile()
+    return closure
+
+
+def _layer_norm(x: th.Tensor, shape: list[int], weight: None, bias: None, eps: float) -> tuple[th.Tensor, ...]:
+    # Inductor's own decomposition takes Welford's algorithm, which it vectorises badly: twice the time on a CPU
+    mean = x.mean(-1, keepdim=True)
+    centred = x - mean
+    rstd = th.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
+    return centred * rstd, mean, rstd
+
+
+def _layer_norm_backward(
+    grad: th.Tensor, x: th.Tensor, shape: list[int], mean: th.Tensor, rstd: th.Tensor, *_: Any
+) -> tuple[th.Tensor, None, None]:
+    normed = (x - mean) * rstd
+    centred = grad - grad.mean(-1, keepdim=True) - normed * (grad * normed).mean(-1, keepdim=True)
+    return rstd * centred, None, None
+
+
+# Only for norms over the last dimension without weights of their own, which are what our ensembles use
+DECOMPOSITIONS = {
+    aten.native_layer_norm.default: lambda x, shape, weight, bias, eps: (
+        _layer_norm(x, shape, weight, bias, eps) if weight is None and len(shape) == 1 else NotImplemented
+    ),
+    aten.native_layer_norm_backward.default: lambda grad, x, shape, mean, rstd, weight, *rest: (
+        _layer_norm_backward(grad, x, shape, mean, rstd) if weight is None and len(shape) == 1 else NotImplemented
+    ),
+}
+
+
+def _cuda_devices(tensors: Sequence[th.Tensor]) -> list[int]:
+    return sorted({tensor.device.index or 0 for tensor in tensors if tensor.device.type == "cuda"})

@@ -1,0 +1,207 @@
+"""What all off-policy algorithms of the package share: update engine, replay buffer, acting, logging."""
+
+import io
+import pathlib
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.type_aliases import MaybeCallback
+from stable_baselines3.common.utils import obs_as_tensor
+from stable_baselines3.her import HerReplayBuffer
+
+from sb3_ext.common.buffers import Samples, TensorReplayBuffer
+from sb3_ext.common.engine import UpdateEngine
+from sb3_ext.common.engine.engine import check_arguments
+
+Metrics = dict[str, th.Tensor]
+
+# A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
+if TYPE_CHECKING:
+    from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm as _Base
+else:
+    _Base = object
+
+
+class OffPolicyMixin(_Base):
+    """
+    Puts one of SB3's off-policy algorithms on the :class:`~sb3_ext.common.engine.UpdateEngine`.
+
+    The class that uses it sets ``update_backend`` and ``matmul_precision`` in its constructor, before
+    ``_setup_model``, and has ``_optimizers``, ``_update_constants`` and ``_planned_updates``. It gets ``engine``, a
+    :class:`~sb3_ext.common.buffers.TensorReplayBuffer` where the user names no other, and actions without the cost of
+    ``predict``. A model that is loaded without an environment allocates no replay buffer.
+    """
+
+    update_backend: str
+    matmul_precision: str
+    # Saved with the model
+    _chose_buffer = False
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        """All optimizers that updates step."""
+        raise NotImplementedError
+
+    def _update_constants(self) -> tuple:
+        """Numbers in the update functions that a user may change on the model."""
+        raise NotImplementedError
+
+    def _planned_updates(self, n_timesteps: int) -> int:
+        """Number of updates that so many timesteps bring."""
+        raise NotImplementedError
+
+    def _setup_model(self) -> None:
+        check_arguments(self.update_backend, self.matmul_precision, self.device)
+        if self._chose_buffer:
+            # A loaded model: its choice is no choice of the user's, and `n_steps` and `gamma` may be others now
+            self.replay_buffer_class = None
+        self._chose_buffer = self.replay_buffer_class is None and not self.optimize_memory_usage
+        n_steps = self.n_steps
+        if self._chose_buffer:
+            self.replay_buffer_class = TensorReplayBuffer
+            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
+            self.n_steps = 1  # else SB3 warns that a buffer class other than its own knows nothing of it
+        if self.env is None and self.replay_buffer is None:
+            # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
+            self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
+            super()._setup_model()
+            self.replay_buffer = None
+        else:
+            super()._setup_model()
+        self.n_steps = n_steps
+        self._engine: UpdateEngine | None = None
+
+    @property
+    def engine(self) -> UpdateEngine:
+        """What runs the updates of this model."""
+        if self._engine is None:
+            self._engine = UpdateEngine(
+                self.policy,
+                self._optimizers(),
+                self._update_constants,
+                self.update_backend,
+                self.matmul_precision,
+                self.verbose,
+            )
+        return self._engine
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.env is not None and self.replay_buffer is None:
+            self.replay_buffer = self._make_replay_buffer()
+        self.engine.plan(self._planned_updates(total_timesteps), self.batch_size)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _make_replay_buffer(self) -> ReplayBuffer:
+        """The buffer that SB3 makes in ``_setup_model``, for a model that was loaded without an environment."""
+        assert self.replay_buffer_class is not None
+        kwargs = self.replay_buffer_kwargs.copy()
+        if issubclass(self.replay_buffer_class, HerReplayBuffer):
+            kwargs["env"] = self.env
+        return self.replay_buffer_class(
+            self.buffer_size,
+            self.observation_space,
+            self.action_space,
+            device=self.device,
+            n_envs=self.n_envs,
+            optimize_memory_usage=self.optimize_memory_usage,
+            **kwargs,
+        )
+
+    def load_replay_buffer(
+        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
+    ) -> None:
+        """As in SB3; buffers that SB3's own algorithms saved are taken over."""
+        super().load_replay_buffer(path, truncate_last_traj)
+        buffer = self.replay_buffer
+        if self.replay_buffer_class is TensorReplayBuffer:
+            if type(buffer) in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) and not buffer.optimize_memory_usage:
+                buffer = TensorReplayBuffer.from_sb3(buffer)
+            if isinstance(buffer, TensorReplayBuffer):
+                buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
+                buffer.to(self.device)
+        self.replay_buffer = buffer
+
+    def _sample_action(
+        self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        if self.num_timesteps < learning_starts or not self.policy.squash_output:
+            return super()._sample_action(learning_starts, action_noise, n_envs)
+        # `predict` without its checks and copies: observations come from the environment itself
+        assert self._last_obs is not None
+        with th.inference_mode():
+            scaled = self.policy._predict(obs_as_tensor(self._last_obs, self.device)).cpu().numpy()
+        scaled = scaled.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        if action_noise is not None:
+            scaled = np.clip(scaled + action_noise(), -1, 1)
+        return self.policy.unscale_action(scaled), scaled
+
+    def _sample_batches(self, buffer: ReplayBuffer, n_batches: int, batch_size: int) -> Samples:
+        """
+        Batches in one gather.
+
+        :return: tensors of shape ``(n_batches, batch_size, ...)``
+        """
+        samples = buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
+        if isinstance(buffer, TensorReplayBuffer):
+            return map_samples(lambda x: x.reshape(n_batches, batch_size, *x.shape[1:]), samples)
+        # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
+        return map_samples(lambda x: x.reshape(batch_size, n_batches, *x.shape[1:]).transpose(0, 1), samples)
+
+    def _log_metrics(self, metrics: Mapping[str, th.Tensor]) -> None:
+        """Means over the calls of ``train`` between two dumps; one copy from the device a call."""
+        if not metrics:
+            return
+        values = th.stack([value.reshape(()) for value in metrics.values()]).tolist()
+        for name, value in zip(metrics, values, strict=True):
+            self.logger.record_mean(f"train/{name}", value)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_engine"]
+
+
+class MetricMeans:
+    """Collects metrics of updates as tensors; their means are taken once."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+
+    def add(self, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._values[name].append(value)
+
+    def means(self) -> Metrics:
+        return {name: th.stack(values).mean() for name, values in self._values.items()}
+
+
+def unstack(batches: Samples | None) -> Iterator[Samples]:
+    """Batches of shape ``(n_batches, batch_size, ...)`` one by one."""
+    n_batches = 0 if batches is None else len(batches.rewards)
+    for i in range(n_batches):
+        assert batches is not None
+        yield map_samples(lambda x, i=i: x[i], batches)
+
+
+def map_samples(function: Any, *samples: Samples) -> Samples:
+    """Apply a function to the tensors of samples, field by field and key by key."""
+
+    def apply(*values: Any) -> Any:
+        if values[0] is None:
+            return None
+        if isinstance(values[0], dict):
+            return {key: function(*(value[key] for value in values)) for key in values[0]}
+        return function(*values)
+
+    return type(samples[0])(*(apply(*values) for values in zip(*samples, strict=True)))
