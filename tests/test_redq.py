@@ -1,4 +1,5 @@
 import warnings
+from unittest import mock
 
 import gymnasium as gym
 import numpy as np
@@ -17,6 +18,7 @@ from torch.nn.functional import mse_loss
 from toy_envs import AimEnv, DiscreteEnv, ReachEnv, aim_demos, reach_demos, reach_env
 
 from sb3_ext import REDQ
+from sb3_ext.common.off_policy import unstack
 from sb3_ext.datasets import DatasetError
 
 SMALL = {"n_critics": 3, "utd_ratio": 2, "batch_size": 16, "learning_starts": 10, "device": "cpu"}
@@ -83,7 +85,7 @@ def test_two_critics_have_the_target_of_sac():
     redq, sac = twin_models()
     batch = random_batch(redq)
     th.manual_seed(0)
-    target = redq._target(batch, members=None)
+    target = redq._target(batch, th.randn(32, 2), members=None)
     th.manual_seed(0)
     with th.no_grad():
         next_actions, next_log_prob = sac.actor.action_log_prob(batch.next_observations)
@@ -93,12 +95,14 @@ def test_two_critics_have_the_target_of_sac():
     th.testing.assert_close(target, expected)
 
 
-def with_fixed_noise(sample):
-    def sample_with_fixed_noise(observations):
-        th.manual_seed(5)
-        return sample(observations)
+def update(model, function, *arguments):
+    """Call one of the model's update functions."""
+    with model.engine.session():
+        return model.engine.run(function, *arguments)
 
-    return sample_with_fixed_noise
+
+def noise(model, batch_size=32):
+    return th.randn(batch_size, *model.action_space.shape)
 
 
 def test_two_critics_make_the_step_of_sac():
@@ -110,8 +114,15 @@ def test_two_critics_make_the_step_of_sac():
     for model in (redq, sac):
         model.replay_buffer.sample = lambda *args, **kwargs: batch
         model.set_logger(configure(None, []))
+    fixed, ours, theirs = noise(redq), redq.actor.action_log_prob, sac.actor.action_log_prob
+
+    def with_fixed_noise(observations):
         # SAC draws noise for its actor's loss first; both targets get the same
-        model.actor.action_log_prob = with_fixed_noise(model.actor.action_log_prob)
+        with mock.patch.object(th.distributions.normal, "_standard_normal", lambda *args, **kwargs: fixed):
+            return theirs(observations)
+
+    redq.actor.action_log_prob = lambda observations, noise: ours(observations, fixed)
+    sac.actor.action_log_prob = with_fixed_noise
     redq.train(gradient_steps=1, batch_size=32)
     sac.train(gradient_steps=1, batch_size=32)
     losses = [model.logger.name_to_value["train/critic_loss"] for model in (redq, sac)]
@@ -125,16 +136,15 @@ def test_two_critics_make_the_step_of_sac():
 def test_actor_loss_differs_from_sac_only_by_mean_against_minimum():
     redq, sac = twin_models()
     batch = random_batch(redq)
-    metrics = {"actor_loss": [], "ent_coef": []}
     th.manual_seed(0)
-    redq._update_actor(batch, metrics)
+    actor_loss = update(redq, redq._update_actor, batch, noise(redq))["actor_loss"]
     redq, sac = twin_models()
     th.manual_seed(0)
     actions, log_prob = sac.actor.action_log_prob(batch.observations)
     q_values = th.cat(sac.critic(batch.observations, actions), dim=1)
     by_mean = (0.3 * log_prob.reshape(-1, 1) - q_values.mean(dim=1, keepdim=True)).mean()
     by_minimum = (0.3 * log_prob.reshape(-1, 1) - q_values.min(dim=1, keepdim=True)[0]).mean()
-    assert metrics["actor_loss"][0].item() == pytest.approx(by_mean.item(), rel=1e-5)
+    assert actor_loss.item() == pytest.approx(by_mean.item(), rel=1e-5)
     assert by_mean.item() < by_minimum.item()
 
 
@@ -142,10 +152,9 @@ def test_actor_step_leaves_critics_alone_and_they_learn_afterwards():
     model = make()
     batch = random_batch(model)
     before = [p.detach().clone() for p in model.critic.parameters()]
-    model._update_actor(batch, {"actor_loss": [], "ent_coef": [], "ent_coef_loss": []})
+    update(model, model._update_actor, batch, noise(model))
     assert all((a == b).all() for a, b in zip(before, model.critic.parameters(), strict=True))
-    metrics = {name: [] for name in ("critic_loss", "target_q", "q_mean", "q_std")}
-    model._update_critic(batch, None, metrics)
+    update(model, model._update_critic, batch, noise(model), None)
     assert all((a != b).any() for a, b in zip(before, model.critic.parameters(), strict=True))
 
 
@@ -166,7 +175,7 @@ def test_utd_ratio_counts_updates_per_transition(n_envs, utd_ratio, train_freq):
 def test_actor_steps_once_per_transition_by_default_and_every_policy_delay_otherwise(monkeypatch):
     calls = []
     original = REDQ._update_actor
-    monkeypatch.setattr(REDQ, "_update_actor", lambda self, *args: (calls.append(1), original(self, *args)))
+    monkeypatch.setattr(REDQ, "_update_actor", lambda self, *args: (calls.append(1), original(self, *args))[1])
     make(learning_starts=0, utd_ratio=4).learn(30)
     assert len(calls) == 30
     calls.clear()
@@ -178,7 +187,7 @@ def test_a_fresh_subset_of_target_critics_for_each_update(monkeypatch):
     subsets = []
     original = REDQ._target
     monkeypatch.setattr(
-        REDQ, "_target", lambda self, b, m: (subsets.append(tuple(m.tolist())), original(self, b, m))[1]
+        REDQ, "_target", lambda self, b, n, m: (subsets.append(tuple(m.tolist())), original(self, b, n, m))[1]
     )
     make(n_critics=5, n_target_critics=2, learning_starts=0).learn(60)
     assert all(len(set(subset)) == 2 for subset in subsets)
@@ -190,7 +199,7 @@ def test_target_networks_move_at_every_critic_update():
     model = make(tau=0.25)
     batch = random_batch(model)
     before = [p.detach().clone() for p in model.critic_target.parameters()]
-    model._update_critic(batch, None, {name: [] for name in ("critic_loss", "target_q", "q_mean", "q_std")})
+    update(model, model._update_critic, batch, noise(model), None)
     for old, online, target in zip(before, model.critic.parameters(), model.critic_target.parameters(), strict=True):
         th.testing.assert_close(target, 0.75 * old + 0.25 * online)
 
@@ -204,7 +213,7 @@ def test_truncation_bootstraps_and_termination_does_not():
     for done, info in ((True, {"TimeLimit.truncated": True}), (True, {}), (False, {})):
         model.replay_buffer.reset()
         model.replay_buffer.add(obs, obs, np.zeros((1, 2)), np.array([1.0]), np.array([done]), [info])
-        target = model._target(model.replay_buffer.sample(4), None)
+        target = model._target(model.replay_buffer.sample(4), noise(model, 4), None)
         bootstraps = not done or bool(info)
         assert target.tolist() == [[pytest.approx(1 + 0.99 * 7 * bootstraps)]] * 4
 
@@ -217,7 +226,7 @@ def test_demo_ratio_is_the_share_of_each_batch():
     demo_rows = {tuple(row) for row in model.demo_buffer.observations[:, 0].round(5).tolist()}
     marker = 123.0
     model.replay_buffer.observations[:] = marker
-    for batch in model._sample_batches(6, batch_size=16):
+    for batch in unstack(model._sample_mixed_batches(6, batch_size=16)):
         from_replay = (batch.observations == marker).all(dim=1)
         assert from_replay.sum() == 12
         rows = batch.observations[~from_replay].numpy().round(5).tolist()
@@ -254,7 +263,7 @@ def test_cloning_actions_on_the_border_stays_finite(policy):
              ("observations", "rewards", "next_observations", "terminations", "truncations")}  # fmt: skip
     model = make_with_demos(policy=policy, demos={**demos, "actions": actions}, bc_pretrain_steps=1000)
     model.learn(0)
-    batch = model._sample_demo_batches(1, 64)[0]
+    batch = model.demo_buffer.sample(64)
     assert set(batch.actions.unique().tolist()) == {-1.0, 1.0}
     log_prob = model.actor.log_prob(batch.observations, batch.actions)
     log_prob.mean().backward()
@@ -277,8 +286,13 @@ def test_bc_pretraining_happens_once_and_is_remembered(tmp_path):
 
 def test_bc_steps_per_transition_and_schedule(monkeypatch):
     coefficients = []
-    original = REDQ._clone
-    monkeypatch.setattr(REDQ, "_clone", lambda self, b, coef: (coefficients.append(coef), original(self, b, coef))[1])
+    original = REDQ._update_by_cloning
+
+    def spy(self, batch, coef):
+        coefficients.append(coef.item())
+        return original(self, batch, coef)
+
+    monkeypatch.setattr(REDQ, "_update_by_cloning", spy)
     make_with_demos(bc_pretrain_steps=0, bc_gradient_steps=2, bc_coef="lin_0.8", learning_starts=0).learn(40)
     # SB3 tells the progress after each step: 39/40 remain at the first update, nothing at the last
     expected = [0.8 * (1 - t / 40) for t in range(1, 40) for _ in range(2)]
@@ -289,10 +303,10 @@ def test_bc_coef_scales_the_gradient_of_the_cloning_loss():
     grads = []
     for coef in (1.0, 0.25):
         model = make_with_demos(policy_kwargs={"net_arch": [16], "optimizer_class": th.optim.SGD})
-        np.random.seed(0)
-        batch = model._sample_demo_batches(1, 16)[0]
+        th.manual_seed(0)
+        batch = model.demo_buffer.sample(16)
         before = parameters(model)
-        model._clone(batch, coef)
+        update(model, model._update_by_cloning, batch, th.tensor(coef))
         grads.append([b - a for a, b in zip(before, parameters(model), strict=True)])
     for full, quarter in zip(*grads, strict=True):
         th.testing.assert_close(0.25 * full, quarter, rtol=1e-2, atol=1e-6)
@@ -347,11 +361,11 @@ def test_shared_features_extractor_learns_from_the_actor_only():
     model = make(env, policy="CnnPolicy", policy_kwargs={"share_features_extractor": True}, buffer_size=100)
     assert model.critic.features_extractor is model.actor.features_extractor
     model.learn(20)
-    batch = model._sample_batches(1, 8)[0]
+    batch = model.replay_buffer.sample(8)
     before = [p.detach().clone() for p in model.actor.features_extractor.parameters()]
-    model._update_critic(batch, None, {name: [] for name in ("critic_loss", "target_q", "q_mean", "q_std")})
+    update(model, model._update_critic, batch, noise(model, 8), None)
     assert all((a == b).all() for a, b in zip(before, model.actor.features_extractor.parameters(), strict=True))
-    model._update_actor(batch, {"actor_loss": [], "ent_coef": [], "ent_coef_loss": []})
+    update(model, model._update_actor, batch, noise(model, 8))
     assert any((a != b).any() for a, b in zip(before, model.actor.features_extractor.parameters(), strict=True))
 
 
@@ -373,7 +387,7 @@ def test_truncated_normal_acts_with_its_std_and_clips_noise_in_losses():
     with th.no_grad():
         mean = model.actor(obs, deterministic=True)
         acting = model.actor(obs) - mean
-        in_losses = model.actor.action_log_prob(obs)[0] - mean
+        in_losses = model.actor.action_log_prob(obs, noise(model, 4000))[0] - mean
     assert acting.std().item() == pytest.approx(0.2, rel=0.05)
     assert in_losses.abs().max().item() == pytest.approx(0.1, rel=1e-3)
     assert model.ent_coef == 0.0
@@ -385,7 +399,7 @@ def test_truncated_normal_acts_with_its_std_and_clips_noise_in_losses():
 def test_n_step_returns_reach_replay_and_demos():
     demos = reach_demos()
     model = make_with_demos(demos=demos, n_steps=3, learning_starts=0)
-    batch = model._sample_demo_batches(1, 64)[0]
+    batch = model.demo_buffer.sample(64)
     assert batch.discounts is not None
     n_steps = np.log(batch.discounts.numpy().flatten()) / np.log(0.99)
     assert set(n_steps.round(3)) <= {1.0, 2.0, 3.0} and len(set(n_steps.round(3))) > 1
@@ -412,7 +426,7 @@ def test_her_batches_each_have_their_share_of_relabelled_goals():
     model.learn(120)
     assert all(th.isfinite(p).all() for p in model.policy.parameters())
     goals = set(model.replay_buffer.observations["desired_goal"].flatten().tolist())
-    for batch in model._sample_batches(10, batch_size=40):
+    for batch in unstack(model._sample_batches(model.replay_buffer, 10, batch_size=40)):
         relabelled = sum(goal not in goals for goal in batch.observations["desired_goal"].flatten().tolist())
         assert 25 <= relabelled <= 32  # four of five, less those whose goal was reached anyway
 

@@ -181,13 +181,17 @@ class TensorReplayBuffer(ReplayBuffer):
         if self.n_steps > 1:
             rewards, discounts, last = self._n_step_returns(rows, env)
         else:
-            rewards, discounts, last = _normalized_rewards(columns["rewards"][rows], env), None, rows
-        samples_class = DictReplayBufferSamples if isinstance(self.observation_space, spaces.Dict) else ReplayBufferSamples
+            rewards, discounts, last = _normalized_rewards(columns["rewards"].index_select(0, rows), env), None, rows
+        samples_class = (
+            DictReplayBufferSamples if isinstance(self.observation_space, spaces.Dict) else ReplayBufferSamples
+        )
         return samples_class(
             observations=self._observations("observations", rows, env),
             actions=columns["actions"].index_select(0, rows),
             next_observations=self._observations("next_observations", last, env),
-            dones=(columns["dones"][last] * (1 - columns["timeouts"][last])).unsqueeze(1),
+            dones=(columns["dones"].index_select(0, last) * (1 - columns["timeouts"].index_select(0, last))).unsqueeze(
+                1
+            ),
             rewards=rewards.unsqueeze(1),
             discounts=discounts,
         )
@@ -203,9 +207,7 @@ class TensorReplayBuffer(ReplayBuffer):
             for key, value in taken.items()
         }
 
-    def _n_step_returns(
-        self, rows: th.Tensor, env: VecNormalize | None
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _n_step_returns(self, rows: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Discounted rewards up to the end of the episode or the newest transition, gamma**n, and the last row."""
         rewards, dones, timeouts = (self._rows[name] for name in ("rewards", "dones", "timeouts"))
         newest = (self.pos - 1) % self.buffer_size

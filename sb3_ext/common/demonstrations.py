@@ -19,6 +19,7 @@ from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
 from sb3_ext.datasets.load import DemosLike, load_demonstrations
 from sb3_ext.datasets.transitions import DatasetError, Transitions
 
+
 class DemonstrationsMixin(OffPolicyMixin):
     """
     Gives an off-policy algorithm a second, read-only buffer of demonstrations and batches that mix both.
@@ -122,9 +123,7 @@ class DemonstrationsMixin(OffPolicyMixin):
                 f"n_steps={self.n_steps} with demonstrations needs TensorReplayBuffer or SB3's NStepReplayBuffer, not "
                 f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
             )
-        buffer = TensorReplayBuffer(
-            len(transitions), self.observation_space, self.action_space, device="cpu", **kwargs
-        )
+        buffer = TensorReplayBuffer(len(transitions), self.observation_space, self.action_space, device="cpu", **kwargs)
         is_box = isinstance(self.action_space, spaces.Box)
         transitions.fill(buffer, self.policy.scale_action if is_box else None)
         buffer.to(self.device)

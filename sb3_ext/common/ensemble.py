@@ -86,7 +86,9 @@ class EnsembleMLP(nn.Module):
         :param frozen: take the weights for constants: gradients reach ``x`` alone
         :return: shape ``(n_members or k, batch, 1)``
         """
-        layers = [[self._weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))]
+        layers = [
+            [self._weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))
+        ]
         head = self._weights(self.head, members, frozen)
         if type(self.activation) is nn.ReLU and self.dropout is None:
             weights = [weight for layer in layers for module in layer for weight in module]

@@ -20,8 +20,6 @@ from sb3_ext.common.buffers import Samples, TensorReplayBuffer
 from sb3_ext.common.engine import UpdateEngine
 from sb3_ext.common.engine.engine import check_arguments
 
-Metrics = dict[str, th.Tensor]
-
 # A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
 if TYPE_CHECKING:
     from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm as _Base
@@ -120,9 +118,7 @@ class OffPolicyMixin(_Base):
             **kwargs,
         )
 
-    def load_replay_buffer(
-        self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True
-    ) -> None:
+    def load_replay_buffer(self, path: str | pathlib.Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:
         """As in SB3; buffers that SB3's own algorithms saved are taken over."""
         super().load_replay_buffer(path, truncate_last_traj)
         buffer = self.replay_buffer
@@ -160,30 +156,40 @@ class OffPolicyMixin(_Base):
         # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
         return map_samples(lambda x: x.reshape(batch_size, n_batches, *x.shape[1:]).transpose(0, 1), samples)
 
-    def _log_metrics(self, metrics: Mapping[str, th.Tensor]) -> None:
-        """Means over the calls of ``train`` between two dumps; one copy from the device a call."""
-        if not metrics:
-            return
-        values = th.stack([value.reshape(()) for value in metrics.values()]).tolist()
-        for name, value in zip(metrics, values, strict=True):
+    def _log_metrics(self, metrics: "Metrics") -> None:
+        """Means over the updates between two dumps of the logger."""
+        for name, value in metrics.means().items():
             self.logger.record_mean(f"train/{name}", value)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_engine"]
 
 
-class MetricMeans:
-    """Collects metrics of updates as tensors; their means are taken once."""
+class Metrics:
+    """Scalar tensors of many updates, which leave the device in one copy."""
 
     def __init__(self) -> None:
-        self._values: dict[str, list[th.Tensor]] = defaultdict(list)
+        self._names: list[str] = []
+        self._scalars: list[th.Tensor] = []
+        self._values: th.Tensor | None = None
 
-    def add(self, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self._values[name].append(value)
+    def add(self, metrics: Mapping[str, th.Tensor]) -> None:
+        """Take over 0-d tensors."""
+        self._names += metrics.keys()
+        self._scalars += metrics.values()
 
-    def means(self) -> Metrics:
-        return {name: th.stack(values).mean() for name, values in self._values.items()}
+    def seal(self) -> "Metrics":
+        """After the last ``add``: put the values side by side. A captured loop of updates ends with this."""
+        self._values = th.stack(self._scalars) if self._scalars else None
+        self._scalars.clear()
+        return self
+
+    def means(self) -> dict[str, float]:
+        """Mean of each metric over the updates that have it."""
+        columns: dict[str, list[float]] = defaultdict(list)
+        for name, value in zip(self._names, self._values.tolist() if self._values is not None else (), strict=True):
+            columns[name].append(value)
+        return {name: sum(values) / len(values) for name, values in columns.items()}
 
 
 def unstack(batches: Samples | None) -> Iterator[Samples]:

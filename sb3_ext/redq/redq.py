@@ -18,7 +18,7 @@ from sb3_ext.common.buffers import Samples
 from sb3_ext.common.demonstrations import DemonstrationsMixin
 from sb3_ext.common.ensemble import EnsembleCritic, draw_members
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
-from sb3_ext.common.off_policy import MetricMeans, Metrics, unstack
+from sb3_ext.common.off_policy import Metrics, unstack
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DemosLike
 from sb3_ext.redq.policies import (
@@ -38,6 +38,8 @@ SelfREDQ = TypeVar("SelfREDQ", bound="REDQ")
 # Batches that are drawn in one gather, and the memory that they may take
 MAX_BATCHES = 100
 MAX_BATCHES_BYTES = 64 * 2**20
+
+Scalars = dict[str, th.Tensor]
 
 # Kinds of updates
 CRITIC, CRITIC_AND_ACTOR, CLONING = "critic", "critic and actor", "cloning"
@@ -390,34 +392,34 @@ class REDQ(DemonstrationsMixin, SAC):
         bc_coef: th.Tensor | None,
     ) -> Metrics:
         """The updates that ``pattern`` names, each on its own batch; returns the means of their metrics."""
-        means = MetricMeans()
+        metrics = Metrics()
         next_noise = iter(noise)
         critic_batches, cloning_batches = unstack(batches), unstack(bc_batches)
         next_subset = iter(subsets) if subsets is not None else repeat(None)
         for kind in pattern:
             if kind == CLONING:
-                means.add(self.engine.run(self._update_by_cloning, next(cloning_batches), bc_coef))
+                metrics.add(self.engine.run(self._update_by_cloning, next(cloning_batches), bc_coef))
                 continue
             batch = next(critic_batches)
-            means.add(self.engine.run(self._update_critic, batch, next(next_noise), next(next_subset)))
+            metrics.add(self.engine.run(self._update_critic, batch, next(next_noise), next(next_subset)))
             if kind == CRITIC_AND_ACTOR:
-                means.add(self.engine.run(self._update_actor, batch, next(next_noise)))
-        return means.means()
+                metrics.add(self.engine.run(self._update_actor, batch, next(next_noise)))
+        return metrics.seal()
 
     def _cloning_loop(self, pattern: tuple[int], batches: Samples, coef: th.Tensor) -> Metrics:
-        means = MetricMeans()
+        metrics = Metrics()
         for batch in unstack(batches):
-            means.add(self.engine.run(self._update_by_cloning, batch, coef))
-        return means.means()
+            metrics.add(self.engine.run(self._update_by_cloning, batch, coef))
+        return metrics.seal()
 
-    def _update_critic(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Metrics:
+    def _update_critic(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Scalars:
         loss, metrics = self._critic_loss(batch, noise, members)
         self.engine.minimize(loss, self.critic.optimizer)
         self.engine.polyak(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         self.engine.polyak(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         return metrics
 
-    def _update_actor(self, batch: Samples, noise: th.Tensor) -> Metrics:
+    def _update_actor(self, batch: Samples, noise: th.Tensor) -> Scalars:
         actor_loss, ent_coef_loss, metrics = self._actor_loss(batch, noise)
         self.engine.minimize(actor_loss, self.actor.optimizer)
         if self.ent_coef_optimizer is not None:
@@ -425,14 +427,12 @@ class REDQ(DemonstrationsMixin, SAC):
             metrics["ent_coef_loss"] = ent_coef_loss.detach()
         return metrics
 
-    def _update_by_cloning(self, batch: Samples, coef: th.Tensor) -> Metrics:
+    def _update_by_cloning(self, batch: Samples, coef: th.Tensor) -> Scalars:
         loss = behaviour_cloning_loss(self.actor.log_prob(batch.observations, batch.actions))
         self.engine.minimize(coef * loss, self.actor.optimizer)
         return {"bc_loss": loss.detach()}
 
-    def _critic_loss(
-        self, batch: Samples, noise: th.Tensor, members: th.Tensor | None
-    ) -> tuple[th.Tensor, Metrics]:
+    def _critic_loss(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> tuple[th.Tensor, Scalars]:
         """
         :param batch: rows of transitions, ``(batch, ...)``
         :param noise: standard normal noise for the next actions, ``(batch, action_dim)``
@@ -459,7 +459,7 @@ class REDQ(DemonstrationsMixin, SAC):
         discounts = self.gamma if batch.discounts is None else batch.discounts
         return td_target(batch.rewards, batch.dones, discounts, next_values)
 
-    def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, Metrics]:
+    def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, Scalars]:
         """
         :param batch: rows of transitions, ``(batch, ...)``
         :param noise: standard normal noise for the actions, ``(batch, action_dim)``

@@ -152,10 +152,8 @@ class UpdateEngine:
 
     def minimize(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
         """One step of an optimizer on a scalar loss of its parameters."""
-        parameters = optimizer.param_groups[0]["params"]
-        if self.backend == "eager":
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        # Unused parameters (a head that a loss leaves out) keep no gradient in eager mode, as after `backward`
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        # Of no other networks that the loss goes through, as `backward` would
         grads = th.autograd.grad(loss, parameters, allow_unused=True)
         if self.backend == "eager":
             for parameter, grad in zip(parameters, grads, strict=True):
