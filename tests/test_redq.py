@@ -102,7 +102,7 @@ def update(model, function, *arguments):
 
 
 def noise(model, batch_size=32):
-    return th.randn(batch_size, *model.action_space.shape)
+    return th.randn(2, batch_size, *model.action_space.shape)
 
 
 def test_two_critics_make_the_step_of_sac():
@@ -114,7 +114,7 @@ def test_two_critics_make_the_step_of_sac():
     for model in (redq, sac):
         model.replay_buffer.sample = lambda *args, **kwargs: batch
         model.set_logger(configure(None, []))
-    fixed, ours, theirs = noise(redq), redq.actor.action_log_prob, sac.actor.action_log_prob
+    fixed, ours, theirs = noise(redq)[0], redq.actor.action_log_prob, sac.actor.action_log_prob
 
     def with_fixed_noise(observations):
         # SAC draws noise for its actor's loss first; both targets get the same
@@ -136,11 +136,11 @@ def test_two_critics_make_the_step_of_sac():
 def test_actor_loss_differs_from_sac_only_by_mean_against_minimum():
     redq, sac = twin_models()
     batch = random_batch(redq)
-    th.manual_seed(0)
-    actor_loss = update(redq, redq._update_actor, batch, noise(redq))["actor_loss"]
+    fixed = noise(redq)
+    actor_loss = update(redq, redq._update_actor, batch, fixed)["actor_loss"]
     redq, sac = twin_models()
-    th.manual_seed(0)
-    actions, log_prob = sac.actor.action_log_prob(batch.observations)
+    with mock.patch.object(th.distributions.normal, "_standard_normal", lambda *args, **kwargs: fixed[1]):
+        actions, log_prob = sac.actor.action_log_prob(batch.observations)
     q_values = th.cat(sac.critic(batch.observations, actions), dim=1)
     by_mean = (0.3 * log_prob.reshape(-1, 1) - q_values.mean(dim=1, keepdim=True)).mean()
     by_minimum = (0.3 * log_prob.reshape(-1, 1) - q_values.min(dim=1, keepdim=True)[0]).mean()
@@ -213,7 +213,7 @@ def test_truncation_bootstraps_and_termination_does_not():
     for done, info in ((True, {"TimeLimit.truncated": True}), (True, {}), (False, {})):
         model.replay_buffer.reset()
         model.replay_buffer.add(obs, obs, np.zeros((1, 2)), np.array([1.0]), np.array([done]), [info])
-        target = model._target(model.replay_buffer.sample(4), noise(model, 4), None)
+        target = model._target(model.replay_buffer.sample(4), noise(model, 4)[0], None)
         bootstraps = not done or bool(info)
         assert target.tolist() == [[pytest.approx(1 + 0.99 * 7 * bootstraps)]] * 4
 
@@ -387,7 +387,7 @@ def test_truncated_normal_acts_with_its_std_and_clips_noise_in_losses():
     with th.no_grad():
         mean = model.actor(obs, deterministic=True)
         acting = model.actor(obs) - mean
-        in_losses = model.actor.action_log_prob(obs, noise(model, 4000))[0] - mean
+        in_losses = model.actor.action_log_prob(obs, noise(model, 4000)[0])[0] - mean
     assert acting.std().item() == pytest.approx(0.2, rel=0.05)
     assert in_losses.abs().max().item() == pytest.approx(0.1, rel=1e-3)
     assert model.ent_coef == 0.0

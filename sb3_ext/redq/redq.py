@@ -365,19 +365,18 @@ class REDQ(DemonstrationsMixin, SAC):
 
     def _train_on(self, pattern: tuple[str, ...], batch_size: int, bc_coef: float) -> Metrics:
         """Draw all batches and all randomness of a sequence of updates, and run it."""
-        n_critic, n_actor, n_cloning = (
-            sum(kind in kinds for kind in pattern)
-            for kinds in ((CRITIC, CRITIC_AND_ACTOR), (CRITIC_AND_ACTOR,), (CLONING,))
-        )
-        action_dim = get_action_dim(self.action_space)
-        batches = self._sample_mixed_batches(n_critic, batch_size) if n_critic > 0 else None
-        subsets = draw_members(n_critic, self.n_critics, self.n_target_critics, self.device)
-        noise = th.randn(n_critic + n_actor, batch_size, action_dim, device=self.device)
-        bc_batches, bc_coef_tensor = None, None
+        n_cloning = pattern.count(CLONING)
+        n_updates = len(pattern) - n_cloning
+        batches, bc_batches, bc_coef_tensor = None, None, None
+        if n_updates > 0:
+            batches = self._sample_mixed_batches(n_updates, batch_size)
         if n_cloning > 0:
             assert self.demo_buffer is not None
             bc_batches = self._sample_batches(self.demo_buffer, n_cloning, batch_size)
             bc_coef_tensor = th.full((), bc_coef, device=self.device)
+        subsets = draw_members(n_updates, self.n_critics, self.n_target_critics, self.device)
+        # For the target's actions and for the actor's
+        noise = th.randn(n_updates, 2, batch_size, get_action_dim(self.action_space), device=self.device)
         return self.engine.loop(self._update_loop, pattern, batches, subsets, noise, bc_batches, bc_coef_tensor)
 
     # --- Updates: no random numbers, no look at values, so that the engine can compile and capture them --------------
@@ -385,25 +384,22 @@ class REDQ(DemonstrationsMixin, SAC):
     def _update_loop(
         self,
         pattern: tuple[str, ...],
-        batches: Samples,
+        batches: Samples | None,
         subsets: th.Tensor | None,
         noise: th.Tensor,
         bc_batches: Samples | None,
         bc_coef: th.Tensor | None,
     ) -> Metrics:
-        """The updates that ``pattern`` names, each on its own batch; returns the means of their metrics."""
+        """The updates that ``pattern`` names, each on its own batch."""
         metrics = Metrics()
-        next_noise = iter(noise)
-        critic_batches, cloning_batches = unstack(batches), unstack(bc_batches)
-        next_subset = iter(subsets) if subsets is not None else repeat(None)
+        updates = zip(unstack(batches), noise, repeat(None) if subsets is None else subsets, strict=False)
+        cloning_batches = unstack(bc_batches)
+        functions = {CRITIC: self._update_critic, CRITIC_AND_ACTOR: self._update_critic_and_actor}
         for kind in pattern:
             if kind == CLONING:
                 metrics.add(self.engine.run(self._update_by_cloning, next(cloning_batches), bc_coef))
-                continue
-            batch = next(critic_batches)
-            metrics.add(self.engine.run(self._update_critic, batch, next(next_noise), next(next_subset)))
-            if kind == CRITIC_AND_ACTOR:
-                metrics.add(self.engine.run(self._update_actor, batch, next(next_noise)))
+            else:
+                metrics.add(self.engine.run(functions[kind], *next(updates)))
         return metrics.seal()
 
     def _cloning_loop(self, pattern: tuple[int], batches: Samples, coef: th.Tensor) -> Metrics:
@@ -412,15 +408,18 @@ class REDQ(DemonstrationsMixin, SAC):
             metrics.add(self.engine.run(self._update_by_cloning, batch, coef))
         return metrics.seal()
 
+    def _update_critic_and_actor(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Scalars:
+        return {**self._update_critic(batch, noise, members), **self._update_actor(batch, noise)}
+
     def _update_critic(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Scalars:
-        loss, metrics = self._critic_loss(batch, noise, members)
+        loss, metrics = self._critic_loss(batch, noise[0], members)
         self.engine.minimize(loss, self.critic.optimizer)
         self.engine.polyak(self.critic.parameters(), self.critic_target.parameters(), self.tau)
         self.engine.polyak(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
         return metrics
 
     def _update_actor(self, batch: Samples, noise: th.Tensor) -> Scalars:
-        actor_loss, ent_coef_loss, metrics = self._actor_loss(batch, noise)
+        actor_loss, ent_coef_loss, metrics = self._actor_loss(batch, noise[1])
         self.engine.minimize(actor_loss, self.actor.optimizer)
         if self.ent_coef_optimizer is not None:
             self.engine.minimize(ent_coef_loss, self.ent_coef_optimizer)

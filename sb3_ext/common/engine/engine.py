@@ -25,10 +25,10 @@ T = TypeVar("T")
 BACKENDS = ("auto", "eager", "compiled", "cudagraph")
 
 # What decides whether compiling pays back: seconds to compile on two cores with an empty and with a filled cache of
-# inductor, the share of a run that may be spent on it, and what two cores reach in eager mode
+# inductor, the share of a run that may be spent on it, and what an update takes in eager mode on two cores
 COLD_COMPILE_SECONDS, WARM_COMPILE_SECONDS = 25.0, 3.0
 MAX_COMPILE_SHARE = 0.05
-EAGER_FLOPS_PER_SECOND, EAGER_SECONDS_PER_UPDATE = 150e9, 1e-3
+EAGER_OVERHEAD_SECONDS, EAGER_FLOPS_PER_SECOND = 2e-3, 200e9
 # Forward pass, gradient of the activations and of the weights: a multiplication and an addition each
 FLOPS_PER_PARAMETER_AND_ROW = 6
 
@@ -83,6 +83,7 @@ class UpdateEngine:
         self._recorded_with: tuple | None = None
         self._closures: list[list[th.Tensor]] = []
         self._state: list[th.Tensor] = []
+        self._seen: list[dict] = [{} for _ in self.optimizers]
         if self.device.type == "cpu":
             tune_process()
 
@@ -191,30 +192,34 @@ class UpdateEngine:
             return "eager", f"nothing else for {self.device.type}"
         n_parameters = sum(p.numel() for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])
         flops = FLOPS_PER_PARAMETER_AND_ROW * n_parameters * batch_size
-        eager_seconds = n_updates * max(flops / EAGER_FLOPS_PER_SECOND, EAGER_SECONDS_PER_UPDATE)
+        eager_seconds = n_updates * (EAGER_OVERHEAD_SECONDS + flops / EAGER_FLOPS_PER_SECOND)
         compile_seconds = WARM_COMPILE_SECONDS if self._marker().exists() else COLD_COMPILE_SECONDS
         words = f"about {eager_seconds:.0f} s of updates to come, compiling takes {compile_seconds:.0f} s"
         return ("compiled" if compile_seconds <= MAX_COMPILE_SHARE * eager_seconds else "eager"), words
 
     def _refresh(self) -> None:
         """Drop recordings that are out of date, and follow optimizer state that was replaced by loading."""
-        for optimizer in self.optimizers:
-            adam.initialise_state(optimizer)
         recorded_with = (
             self.constants(),
             th.get_num_threads(),
             *[adam.hyperparameters(optimizer) for optimizer in self.optimizers],
         )
-        state = [tensor for optimizer in self.optimizers for tensor in adam.state_tensors(optimizer)]
-        is_replaced = len(state) != len(self._state) or any(a is not b for a, b in zip(state, self._state, strict=True))
-        if recorded_with != self._recorded_with or (is_replaced and self.backend == "cudagraph"):
+        if recorded_with != self._recorded_with:
             self._recordings.clear()
             self._closures.clear()
-        elif is_replaced:
-            replacement = {id(old): new for old, new in zip(self._state, state, strict=True)}
-            for closure in self._closures:
-                closure[:] = [replacement.get(id(tensor), tensor) for tensor in closure]
-        self._recorded_with, self._state = recorded_with, state
+        self._recorded_with = recorded_with
+        # `load_state_dict` makes a new dict
+        if all(optimizer.state is seen for optimizer, seen in zip(self.optimizers, self._seen, strict=False)):
+            return
+        for optimizer in self.optimizers:
+            adam.initialise_state(optimizer)
+        state = [tensor for optimizer in self.optimizers for tensor in adam.state_tensors(optimizer)]
+        if self.backend == "cudagraph":
+            self._recordings.clear()  # addresses are part of a captured graph
+        replacement = {id(old): new for old, new in zip(self._state, state, strict=False)}
+        for closure in self._closures:
+            closure[:] = [replacement.get(id(tensor), tensor) for tensor in closure]
+        self._state, self._seen = state, [optimizer.state for optimizer in self.optimizers]
 
     def _changing(self) -> list[th.Tensor]:
         """All tensors that an update may change."""
