@@ -60,7 +60,7 @@ class TensorReplayBuffer(ReplayBuffer):
         parent.__init__(  # type: ignore[misc]
             self,  # type: ignore[arg-type]
             buffer_size,
-            observation_space,
+            observation_space,  # type: ignore[arg-type]
             action_space,
             device,
             n_envs,
@@ -201,7 +201,9 @@ class TensorReplayBuffer(ReplayBuffer):
         if env is None or not env.norm_obs:
             return _map(_to_float32, taken)
         if not isinstance(taken, dict):
+            assert isinstance(env.obs_rms, RunningMeanStd)
             return _standardized(taken, env.obs_rms, env)
+        assert isinstance(env.obs_rms, dict) and env.norm_obs_keys is not None
         return {
             key: _standardized(value, env.obs_rms[key], env) if key in env.norm_obs_keys else _to_float32(value)
             for key, value in taken.items()

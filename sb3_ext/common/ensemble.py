@@ -89,8 +89,9 @@ class EnsembleMLP(nn.Module):
         layers = [
             [self._weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))
         ]
-        head = self._weights(self.head, members, frozen)
-        if type(self.activation) is nn.ReLU and self.dropout is None:
+        head = _weights(self.head, members, frozen)
+        is_plain = type(self.activation) is nn.ReLU and self.dropout is None
+        if is_plain and not th.is_autocast_enabled(x.device.type):
             weights = [weight for layer in layers for module in layer for weight in module]
             return _EnsembleReLU.apply(x, len(self.norms) > 0, *weights, *head)
         x = x.expand(head[0].shape[0], *x.shape)
@@ -106,10 +107,13 @@ class EnsembleMLP(nn.Module):
     def _layer(self, i: int) -> list[nn.Module]:
         return [self.hidden[i], self.norms[i]] if len(self.norms) > 0 else [self.hidden[i]]
 
-    @staticmethod
-    def _weights(module: nn.Module, members: th.Tensor | None, frozen: bool) -> list[th.Tensor]:
-        weights = [module.weight.detach(), module.bias.detach()] if frozen else [module.weight, module.bias]
-        return weights if members is None else [weight.index_select(0, members) for weight in weights]
+
+def _weights(module: nn.Module, members: th.Tensor | None, frozen: bool) -> list[th.Tensor]:
+    """Weight and bias of all members or of some, as constants or not."""
+    weights: list[th.Tensor] = [module.weight, module.bias]  # type: ignore[list-item]
+    if frozen:
+        weights = [weight.detach() for weight in weights]
+    return weights if members is None else [weight.index_select(0, members) for weight in weights]
 
 
 class _EnsembleReLU(th.autograd.Function):

@@ -122,6 +122,7 @@ class OffPolicyMixin(_Base):
         """As in SB3; buffers that SB3's own algorithms saved are taken over."""
         super().load_replay_buffer(path, truncate_last_traj)
         buffer = self.replay_buffer
+        assert buffer is not None
         if self.replay_buffer_class is TensorReplayBuffer:
             if type(buffer) in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) and not buffer.optimize_memory_usage:
                 buffer = TensorReplayBuffer.from_sb3(buffer)

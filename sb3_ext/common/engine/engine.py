@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from torch.utils._triton import has_triton
 
 from sb3_ext.common.engine import adam, graphs
 from sb3_ext.common.engine.matmul import PRECISIONS, describe, matmul_precision
@@ -77,6 +78,7 @@ class UpdateEngine:
         self.constants = constants
         self.requested, self.precision, self.verbose = backend, precision, verbose
         self.backend: str | None = None
+        self._compiles = False
         self._recordings: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
         self._rates = {id(optimizer): th.zeros((), device=self.device) for optimizer in self.optimizers}
         self._is_recording = False
@@ -96,10 +98,11 @@ class UpdateEngine:
         :param n_updates: number of updates of all networks
         :param batch_size: rows of each batch
         """
-        backend, reason = self._choose(n_updates, batch_size)
+        self.backend, self._compiles, reason = self._choose(n_updates, batch_size)
         if self.verbose > 0:
-            print(f"Updates run {backend} ({reason}), {describe(self.device, self.precision)}")
-        self.backend = backend
+            words = {"eager": "eagerly", "compiled": "compiled", "cudagraph": "as CUDA graphs"}[self.backend]
+            how = " of compiled updates" if self.backend == "cudagraph" and self._compiles else ""
+            print(f"Updates run {words}{how} ({reason}), {describe(self.device, self.precision)}")
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -110,14 +113,14 @@ class UpdateEngine:
             self._rates[id(optimizer)].fill_(optimizer.param_groups[0]["lr"])
         if self.backend != "eager":
             self._refresh()
-        if self.backend != "compiled":  # recordings have the mode in them
+        if not self._compiles:  # compiled updates have the mode in them
             self.policy.set_training_mode(True)
         with matmul_precision(self.device, self.precision):
             yield
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call an update function."""
-        if self.backend != "compiled" or self._is_recording:
+        if not self._compiles or self._is_recording:
             return function(*arguments)
         leaves, spec = flatten(arguments)
         leaves = [leaf.contiguous() for leaf in leaves]
@@ -172,30 +175,37 @@ class UpdateEngine:
 
     # --- Backends ----------------------------------------------------------------------------------------------------
 
-    def _choose(self, n_updates: int, batch_size: int) -> tuple[str, str]:
+    def _choose(self, n_updates: int, batch_size: int) -> tuple[str, bool, str]:
+        """The backend, whether it compiles, and why."""
         unsupported = [optimizer for optimizer in self.optimizers if not adam.is_supported(optimizer)]
-        if unsupported and self.requested not in ("auto", "eager"):
-            warnings.warn(
-                f"update_backend={self.requested!r} takes Adam and AdamW with one parameter group, not "
-                f"{unsupported[0]}: updates run eagerly.",
-                stacklevel=2,
-            )
         if unsupported:
-            return "eager", f"{type(unsupported[0]).__name__} is not recorded"
+            if self.requested not in ("auto", "eager"):
+                warnings.warn(
+                    f"update_backend={self.requested!r} takes Adam and AdamW with one parameter group, not "
+                    f"{unsupported[0]}: updates run eagerly.",
+                    stacklevel=2,
+                )
+            return "eager", False, f"{type(unsupported[0]).__name__} is not recorded"
         if self.requested != "auto":
-            return self.requested, "as asked for"
+            compiles = self.requested == "compiled" or (self.requested == "cudagraph" and has_triton())
+            return self.requested, compiles, "as asked for"
+        if self.device.type not in ("cpu", "cuda"):
+            return "eager", False, f"there is nothing else for {self.device.type}"
+        if self._recordings and self._compiles:
+            pays, reason = True, "compiled before"
+        else:
+            pays, reason = self._compiling_pays(n_updates, batch_size)
         if self.device.type == "cuda":
-            return "cudagraph", "there is a GPU"
-        if self.backend == "compiled":
-            return "compiled", "it was before"
-        if self.device.type != "cpu":
-            return "eager", f"nothing else for {self.device.type}"
+            return "cudagraph", pays and has_triton(), reason
+        return ("compiled" if pays else "eager"), pays, reason
+
+    def _compiling_pays(self, n_updates: int, batch_size: int) -> tuple[bool, str]:
         n_parameters = sum(p.numel() for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])
         flops = FLOPS_PER_PARAMETER_AND_ROW * n_parameters * batch_size
         eager_seconds = n_updates * (EAGER_OVERHEAD_SECONDS + flops / EAGER_FLOPS_PER_SECOND)
         compile_seconds = WARM_COMPILE_SECONDS if self._marker().exists() else COLD_COMPILE_SECONDS
-        words = f"about {eager_seconds:.0f} s of updates to come, compiling takes {compile_seconds:.0f} s"
-        return ("compiled" if compile_seconds <= MAX_COMPILE_SHARE * eager_seconds else "eager"), words
+        reason = f"compiling takes about {compile_seconds:.0f} s, the updates to come {eager_seconds:.0f} s"
+        return compile_seconds <= MAX_COMPILE_SHARE * eager_seconds, reason
 
     def _refresh(self) -> None:
         """Drop recordings that are out of date, and follow optimizer state that was replaced by loading."""
@@ -249,11 +259,11 @@ class UpdateEngine:
             recording = Recording(flat, leaves, self._changing())
             compiled = recording.compile(leaves)
         except Exception as error:  # whatever a compiler may raise: the run goes on without
-            self.backend = "eager"
-            for optimizer in self.optimizers:
-                optimizer.zero_grad()
+            self._compiles = False
+            if self.backend == "compiled":
+                self.backend = "eager"
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            warnings.warn(f"Compiling the update failed ({reason}): updates run eagerly.", stacklevel=4)
+            warnings.warn(f"Compiling the update failed ({reason}): updates run without.", stacklevel=4)
             return None
         finally:
             self._is_recording = False

@@ -49,7 +49,8 @@ def matmul_precision(device: th.device, precision: str) -> Iterator[None]:
         sums (`torch.autocast`)
     """
     if precision == "bf16":
-        with th.autocast(device.type, th.bfloat16):
+        # Its cache of converted weights would outlive their updates
+        with th.autocast(device.type, th.bfloat16, cache_enabled=False):
             yield
         return
     before = th.get_float32_matmul_precision()

@@ -8,7 +8,7 @@ import torch as th
 
 # Numbers of mallopt(3)
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
-# The largest threshold that glibc takes. Larger blocks (replay buffers) stay mapped: they cost memory only where written
+# The largest threshold that glibc takes. Larger blocks (replay buffers) stay mapped: memory is taken where they fill
 MMAP_THRESHOLD = 32 * 2**20
 
 

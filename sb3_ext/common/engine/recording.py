@@ -1,9 +1,6 @@
 """A function of tensors and of the networks that it closes over, recorded as a graph and compiled."""
 
-import hashlib
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch as th
@@ -58,18 +55,12 @@ class Recording:
 
         return run
 
-    def fingerprint(self) -> str:
-        """Equal for graphs that a compiler turns into the same code."""
-        inputs = [(tuple(tensor.shape), tensor.dtype, tensor.device.type) for tensor in self.closure]
-        key = (self.graph.code, inputs, th.__version__, th.get_num_threads())
-        return hashlib.sha256(repr(key).encode()).hexdigest()[:24]
-
 
 def _lift_closure(graph: GraphModule) -> list[th.Tensor]:
     """Turn tensors that a graph holds as attributes into its first inputs, and return them."""
     nodes = [node for node in graph.graph.nodes if node.op == "get_attr"]
     inputs: dict[int, Any] = {}
-    closure = []
+    closure: list[th.Tensor] = []
     with graph.graph.inserting_before(next(iter(graph.graph.nodes))):
         for node in nodes:
             tensor = getattr(graph, node.target)
@@ -102,7 +93,7 @@ def _layer_norm_backward(
 
 
 # Only for norms over the last dimension without weights of their own, which are what our ensembles use
-DECOMPOSITIONS = {
+DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
     aten.native_layer_norm.default: lambda x, shape, weight, bias, eps: (
         _layer_norm(x, shape, weight, bias, eps) if weight is None and len(shape) == 1 else NotImplemented
     ),

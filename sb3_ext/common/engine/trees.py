@@ -1,4 +1,4 @@
-"""Arguments of updates: tensors in tuples, named tuples and dicts, with None and plain values where a tensor may lack."""
+"""Arguments of updates: tensors in tuples, named tuples and dicts, with None where a tensor is missing."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
