@@ -86,9 +86,7 @@ class EnsembleMLP(nn.Module):
         :param frozen: take the weights for constants: gradients reach ``x`` alone
         :return: shape ``(n_members or k, batch, 1)``
         """
-        layers = [
-            [self._weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))
-        ]
+        layers = [[_weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))]
         head = _weights(self.head, members, frozen)
         is_plain = type(self.activation) is nn.ReLU and self.dropout is None
         if is_plain and not th.is_autocast_enabled(x.device.type):

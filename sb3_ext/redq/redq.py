@@ -104,8 +104,8 @@ class REDQ(DemonstrationsMixin, SAC):
     :param standardize_observations: Standardise observations by mean and standard deviation of the demonstrations,
         inside the policy: frozen, saved with the model, and ``predict`` takes raw observations. For vectors only.
     :param update_backend: ``"eager"``, ``"compiled"`` (each update compiled once, needs a C++ compiler),
-        ``"cudagraph"``, or ``"auto"``: on a GPU CUDA graphs, on a CPU compiled where the run is long enough to pay it back. All give
-        the same numbers up to rounding; see :class:`~sb3_ext.common.engine.UpdateEngine`.
+        ``"cudagraph"``, or ``"auto"``: on a GPU CUDA graphs, on a CPU compiled where the run is long enough to pay it
+        back. All give the same numbers up to rounding; see :class:`~sb3_ext.common.engine.UpdateEngine`.
     :param matmul_precision: ``"fp32"``, or ``"bf16"`` for faster, coarser matrix products in the updates.
     :param stats_window_size: Window of the rollout logging, in episodes.
     :param tensorboard_log: The log location for TensorBoard (if None, no logging).

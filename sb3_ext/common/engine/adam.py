@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch as th
+from torch.optim.adam import adam as functional_adam
 
 Optimizer = th.optim.Optimizer
 
@@ -59,7 +60,7 @@ def adam_(
     pairs = [(p, grad) for p, grad in zip(group["params"], grads, strict=True) if grad is not None]
     if fused:
         columns = [[optimizer.state[p][name] for p, _ in pairs] for name in ("exp_avg", "exp_avg_sq", "step")]
-        th.optim.adam.adam(
+        functional_adam(
             [p for p, _ in pairs],
             [grad for _, grad in pairs],
             columns[0],
