@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SBX := .venv-sbx
 
 .PHONY: install demo test test-slow check format bench clean help
 
@@ -37,8 +38,15 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix --select I .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)
-	$(BIN)/python benchmarks/update_speed.py
+bench: $(STAMP) $(SBX)/.installed
+	$(BIN)/python benchmarks/speed/run.py --sbx-python $(SBX)/bin/python
+
+# SBX in an environment of its own: JAX has other pins than we
+$(SBX)/.installed:
+	$(PYTHON) -m venv $(SBX)
+	$(SBX)/bin/pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(SBX)/bin/pip install --quiet sbx-rl==0.28.0 jax==0.10.2
+	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SBX) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

@@ -14,6 +14,7 @@ from stable_baselines3.common.torch_layers import (
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from stable_baselines3.sac.policies import Actor as SACActor
 from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
@@ -35,8 +36,14 @@ class SquashedGaussianActor(SACActor):
 
     def distribution(self, obs: PyTorchObs) -> SquashedNormal:
         """Action distribution at observations of shape ``(batch, ...)``."""
-        mean, log_std, _ = self.get_action_dist_params(obs)
-        return SquashedNormal(mean, log_std)
+        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
+        assert isinstance(self.log_std, nn.Linear)
+        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        # Both heads in one product
+        weight = th.cat([self.mu.weight, self.log_std.weight])
+        bias = th.cat([self.mu.bias, self.log_std.bias])
+        mean, log_std = nn.functional.linear(latent, weight, bias).chunk(2, dim=1)
+        return SquashedNormal(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         distribution = self.distribution(obs)
@@ -60,8 +67,8 @@ class SquashedGaussianActor(SACActor):
         :param actions: scaled to [-1, 1], ``(batch, action_dim)``
         :return: shape ``(batch,)``
         """
-        mean, log_std, _ = self.get_action_dist_params(obs)
-        distribution = SquashedNormal(mean, log_std.clamp(min=CLONING_MIN_LOG_STD))
+        distribution = self.distribution(obs)
+        distribution.log_scale = distribution.log_scale.clamp(min=CLONING_MIN_LOG_STD)
         return distribution.log_prob(actions.clamp(-CLONING_MAX_ACTION, CLONING_MAX_ACTION))
 
 

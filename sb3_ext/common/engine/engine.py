@@ -27,7 +27,7 @@ BACKENDS = ("auto", "eager", "compiled", "cudagraph")
 
 # What decides whether compiling pays back: seconds to compile on two cores with an empty and with a filled cache of
 # inductor, the share of a run that may be spent on it, and what an update takes in eager mode on two cores
-COLD_COMPILE_SECONDS, WARM_COMPILE_SECONDS = 25.0, 3.0
+COLD_COMPILE_SECONDS, WARM_COMPILE_SECONDS = 20.0, 3.0
 MAX_COMPILE_SHARE = 0.05
 EAGER_OVERHEAD_SECONDS, EAGER_FLOPS_PER_SECOND = 2e-3, 200e9
 # Forward pass, gradient of the activations and of the weights: a multiplication and an addition each

@@ -41,13 +41,17 @@ class Recording:
         The graph compiled by inductor, without dynamo: a recording needs no guards, and checking them takes as long as
         a tenth of a small update.
         """
-        from torch._inductor import compile as inductor_compile
-        from torch._inductor import config
+        from torch._inductor import standalone_compile
 
         closure = self.closure
-        # Random numbers come from torch's generators as in eager mode (dropout)
-        with th.no_grad(), config.patch(fallback_random=True):
-            compiled = inductor_compile(self.graph, [*closure, *arguments])
+        with th.no_grad():
+            compiled = standalone_compile(
+                self.graph,
+                [*closure, *arguments],
+                dynamic_shapes="from_example_inputs",
+                # Random numbers come from torch's generators as in eager mode (dropout)
+                options={"config_patches": {"fallback_random": True, "cpp.vec_isa_ok": True}},
+            )
 
         def run(arguments: Sequence[th.Tensor]) -> list[th.Tensor]:
             with th.no_grad():
