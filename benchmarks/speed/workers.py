@@ -95,6 +95,7 @@ def sb3_sac(spec: dict[str, Any]) -> Callable[[], None]:
 
 
 def sbx_sac(spec: dict[str, Any]) -> Callable[[], None]:
+    import jax
     from sbx import SAC
     from stable_baselines3.common.logger import configure
 
@@ -107,9 +108,6 @@ def sbx_sac(spec: dict[str, Any]) -> Callable[[], None]:
     def work() -> None:
         model.train(gradient_steps=spec["utd"], batch_size=BATCH_SIZE)
         # JAX returns before the arithmetic is done
-        model.policy.qf_state.params["params"]
-        import jax
-
         jax.block_until_ready((model.policy.qf_state.params, model.policy.actor_state.params))
 
     return work
@@ -120,8 +118,10 @@ def products(spec: dict[str, Any]) -> Callable[[], None]:
     import torch as th
 
     from sb3_ext.common.engine.matmul import onednn_is_fp32
+    from sb3_ext.common.engine.process import tune_process
 
     if spec["device"] == "cpu":
+        tune_process()  # else page faults of the results are measured
         th.set_float32_matmul_precision("medium" if onednn_is_fp32() else "highest")
     n, device, inputs = spec["n_critics"], spec["device"], OBS_DIM + ACTION_DIM
 

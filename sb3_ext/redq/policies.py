@@ -14,9 +14,8 @@ from stable_baselines3.common.torch_layers import (
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
-from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
+from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN, SACPolicy
 from stable_baselines3.sac.policies import Actor as SACActor
-from stable_baselines3.sac.policies import SACPolicy
 from torch import nn
 
 from sb3_ext.common.distributions import SquashedNormal, TruncatedNormal

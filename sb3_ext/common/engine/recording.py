@@ -80,30 +80,41 @@ def _lift_closure(graph: GraphModule) -> list[th.Tensor]:
     return closure
 
 
-def _layer_norm(x: th.Tensor, shape: list[int], weight: None, bias: None, eps: float) -> tuple[th.Tensor, ...]:
+def _layer_norm(
+    x: th.Tensor, shape: list[int], weight: th.Tensor | None, bias: th.Tensor | None, eps: float
+) -> tuple[th.Tensor, ...]:
     # Inductor's own decomposition takes Welford's algorithm, which it vectorises badly: twice the time on a CPU
-    mean = x.mean(-1, keepdim=True)
+    dims = list(range(-len(shape), 0))
+    mean = x.mean(dims, keepdim=True)
     centred = x - mean
-    rstd = th.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
-    return centred * rstd, mean, rstd
+    rstd = th.rsqrt(centred.square().mean(dims, keepdim=True) + eps)
+    normed = centred * rstd
+    if weight is not None:
+        normed = normed * weight
+    return normed if bias is None else normed + bias, mean, rstd
 
 
 def _layer_norm_backward(
-    grad: th.Tensor, x: th.Tensor, shape: list[int], mean: th.Tensor, rstd: th.Tensor, *_: Any
-) -> tuple[th.Tensor, None, None]:
+    grad: th.Tensor,
+    x: th.Tensor,
+    shape: list[int],
+    mean: th.Tensor,
+    rstd: th.Tensor,
+    weight: th.Tensor | None,
+    bias: th.Tensor | None,
+    output_mask: list[bool],
+) -> Any:
+    if weight is not None or bias is not None:
+        return NotImplemented  # not ours: inductor's own will do
+    dims = list(range(-len(shape), 0))
     normed = (x - mean) * rstd
-    centred = grad - grad.mean(-1, keepdim=True) - normed * (grad * normed).mean(-1, keepdim=True)
-    return rstd * centred, None, None
+    projected = grad.mean(dims, keepdim=True) + normed * (grad * normed).mean(dims, keepdim=True)
+    return rstd * (grad - projected), None, None
 
 
-# Only for norms over the last dimension without weights of their own, which are what our ensembles use
 DECOMPOSITIONS: dict[Any, Callable[..., Any]] = {
-    aten.native_layer_norm.default: lambda x, shape, weight, bias, eps: (
-        _layer_norm(x, shape, weight, bias, eps) if weight is None and len(shape) == 1 else NotImplemented
-    ),
-    aten.native_layer_norm_backward.default: lambda grad, x, shape, mean, rstd, weight, *rest: (
-        _layer_norm_backward(grad, x, shape, mean, rstd) if weight is None and len(shape) == 1 else NotImplemented
-    ),
+    aten.native_layer_norm.default: _layer_norm,
+    aten.native_layer_norm_backward.default: _layer_norm_backward,
 }
 
 
