@@ -89,5 +89,7 @@ def adam_(
         step.add_(1)
         exp_avg.lerp_(grad, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
-        step_size = learning_rate / (1 - beta1**step)
-        parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() / (1 - beta2**step).sqrt() + group["eps"]))
+        # Both corrections of the bias on scalars (the end of section 2 of the paper): one division a weight, not two
+        correction2 = (1 - beta2**step).sqrt()
+        step_size = learning_rate * correction2 / (1 - beta1**step)
+        parameter.sub_(step_size * exp_avg / (exp_avg_sq.sqrt() + group["eps"] * correction2))

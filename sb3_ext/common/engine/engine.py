@@ -33,7 +33,7 @@ EAGER_OVERHEAD_SECONDS, EAGER_FLOPS_PER_SECOND = 2e-3, 200e9
 # Forward pass, gradient of the activations and of the weights: a multiplication and an addition each
 FLOPS_PER_PARAMETER_AND_ROW = 6
 
-# Other numbers of updates per call, of which there may be many, run eagerly
+# Further batch sizes and patterns of updates, of which there may be many, run eagerly
 MAX_RECORDINGS = 8
 
 
@@ -77,8 +77,7 @@ class UpdateEngine:
         self.optimizers = list(optimizers)
         self.constants = constants
         self.requested, self.precision, self.verbose = backend, precision, verbose
-        self.backend: str | None = None
-        self._compiles = False
+        self.backend, self._compiles, self._is_planned = "eager", False, False
         self._recordings: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
         self._rates = {id(optimizer): th.zeros((), device=self.device) for optimizer in self.optimizers}
         self._is_recording = False
@@ -99,6 +98,7 @@ class UpdateEngine:
         :param batch_size: rows of each batch
         """
         self.backend, self._compiles, reason = self._choose(n_updates, batch_size)
+        self._is_planned = True
         if self.verbose > 0:
             words = {"eager": "eagerly", "compiled": "compiled", "cudagraph": "as CUDA graphs"}[self.backend]
             how = " of compiled updates" if self.backend == "cudagraph" and self._compiles else ""
@@ -107,7 +107,7 @@ class UpdateEngine:
     @contextmanager
     def session(self) -> Iterator[None]:
         """Around calls of :meth:`run` and :meth:`loop`: takes up changed learning rates, loaded state and constants."""
-        if self.backend is None:  # `train` without `learn`
+        if not self._is_planned:  # `train` without `learn`
             self.plan(n_updates=0, batch_size=0)
         for optimizer in self.optimizers:
             self._rates[id(optimizer)].fill_(optimizer.param_groups[0]["lr"])
