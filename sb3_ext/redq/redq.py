@@ -414,8 +414,7 @@ class REDQ(DemonstrationsMixin, SAC):
     def _update_critic(self, batch: Samples, noise: th.Tensor, members: th.Tensor | None) -> Scalars:
         loss, metrics = self._critic_loss(batch, noise[0], members)
         self.engine.minimize(loss, self.critic.optimizer)
-        self.engine.polyak(self.critic.parameters(), self.critic_target.parameters(), self.tau)
-        self.engine.polyak(self.batch_norm_stats, self.batch_norm_stats_target, 1.0)
+        self.engine.polyak(self.critic, self.critic_target, self.tau)
         return metrics
 
     def _update_actor(self, batch: Samples, noise: th.Tensor) -> Scalars:

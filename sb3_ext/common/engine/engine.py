@@ -6,13 +6,15 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.utils import get_parameters_by_name
+from torch import nn
 from torch.utils._triton import has_triton
 
 from sb3_ext.common.engine import adam, graphs
@@ -85,6 +87,7 @@ class UpdateEngine:
         self._closures: list[list[th.Tensor]] = []
         self._state: list[th.Tensor] = []
         self._seen: list[dict] = [{} for _ in self.optimizers]
+        self._pairs: dict[tuple[int, int], tuple[list, list]] = {}
         if self.device.type == "cpu":
             tune_process()
 
@@ -166,12 +169,26 @@ class UpdateEngine:
             return
         adam.adam_(optimizer, grads, self._rates[id(optimizer)], fused=not self._is_recording)
 
-    @staticmethod
     @th.no_grad()
-    def polyak(online: Iterable[th.Tensor], target: Iterable[th.Tensor], tau: float) -> None:
-        """Move target weights by ``tau`` in [0, 1] towards the online ones, in one pass over the memory."""
-        for online_weight, target_weight in zip(online, target, strict=True):
+    def polyak(self, online: nn.Module, target: nn.Module, tau: float) -> None:
+        """
+        Move target weights towards the online ones in one pass over the memory; running statistics of batch
+        normalisation are copied.
+
+        :param tau: share of the way, in [0, 1]
+        """
+        key = (id(online), id(target))
+        if key not in self._pairs:
+            weights = zip(online.parameters(), target.parameters(), strict=True)
+            statistics = zip(
+                *(get_parameters_by_name(module, ["running_"]) for module in (online, target)), strict=True
+            )
+            self._pairs[key] = list(weights), list(statistics)
+        averages, copies = self._pairs[key]
+        for online_weight, target_weight in averages:
             target_weight.lerp_(online_weight, tau)
+        for online_statistic, target_statistic in copies:
+            target_statistic.copy_(online_statistic)
 
     # --- Backends ----------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 aten = th.ops.aten
 
+INDUCTOR = {
+    # Random numbers come from torch's generators as in eager mode (dropout)
+    "fallback_random": True,
+    # Believe the flags of /proc/cpuinfo: trying each instruction set in a process of its own takes a second
+    "cpp.vec_isa_ok": True,
+    # The engine looks recordings up by shape and passes contiguous tensors; checks take 5 % of a small update
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
+
 Function = Callable[..., list[th.Tensor]]
 
 
@@ -49,8 +59,7 @@ class Recording:
                 self.graph,
                 [*closure, *arguments],
                 dynamic_shapes="from_example_inputs",
-                # Random numbers come from torch's generators as in eager mode (dropout)
-                options={"config_patches": {"fallback_random": True, "cpp.vec_isa_ok": True}},
+                options={"config_patches": INDUCTOR},
             )
 
         def run(arguments: Sequence[th.Tensor]) -> list[th.Tensor]:
