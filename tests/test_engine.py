@@ -173,7 +173,8 @@ class Synchronisations(TorchDispatchMode):
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name != "dropout"])
 def test_the_loop_of_updates_never_waits_for_the_device(name):
     model = make("eager", **SETTINGS[name])
-    model.engine.backend = "cudagraph"  # with the optimizer step that a graph captures
+    # With the optimizer step that a graph captures
+    model.engine.backend, model.engine._is_planned = "cudagraph", True
     seen = Synchronisations()
 
     def watched(function, pattern, *arguments):
