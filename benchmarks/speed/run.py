@@ -154,6 +154,15 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         )
 
 
+def sbx_versions(args: argparse.Namespace) -> str:
+    if args.sbx_python is None:
+        return ""
+    names = "sbx-rl", "jax"
+    code = f"from importlib.metadata import version; print(*[n + ' ' + version(n) for n in {names}], sep=', ')"
+    result = subprocess.run([args.sbx_python, "-c", code], check=True, capture_output=True, text=True)
+    return ", " + result.stdout.strip()
+
+
 def trace(path: Path, args: argparse.Namespace) -> None:
     """A profiler trace of ten transitions of the first group's REDQ, for chrome://tracing or Perfetto."""
     from workers import redq
@@ -196,8 +205,8 @@ def main() -> None:
             print(f"  {variant:30s} {np.median([row[variant] for row in rows]):8.2f} ms", flush=True)
     if args.device == "cpu" and args.breakdown_rounds > 0:
         write_csv(args.output / args.device / "breakdown.csv", breakdowns(args))
-    command = f"python benchmarks/speed/run.py --threads {args.threads} --rounds {args.rounds}"
-    (args.output / args.device / "machine.txt").write_text(f"`{command}`\n{describe()}\n")
+    command = f"make bench: python benchmarks/speed/run.py --threads {args.threads} --rounds {args.rounds}"
+    (args.output / args.device / "machine.txt").write_text(f"`{command}`\n{describe()}{sbx_versions(args)}\n")
     write_report(args.output, args.device)
 
 

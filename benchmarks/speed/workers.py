@@ -37,16 +37,19 @@ class RandomEnv(gym.Env):
 
 
 def fill(buffer: Any) -> None:
+    """Random transitions; a block of them is repeated, so that every row of a large buffer is in memory."""
     rng = np.random.default_rng(0)
     columns = [(buffer.observations, rng.normal), (buffer.next_observations, rng.normal)]
     for column, draw in [*columns, (buffer.actions, lambda size: rng.uniform(-1, 1, size))]:
-        values = draw(size=tuple(column.shape)).astype(np.float32)
-        if isinstance(column, np.ndarray):
-            column[:] = values
-        else:
-            import torch as th
+        block = draw(size=(10_000, *column.shape[1:])).astype(np.float32)
+        for start in range(0, len(column), len(block)):
+            part = column[start : start + len(block)]
+            if isinstance(part, np.ndarray):
+                part[:] = block[: len(part)]
+            else:  # on a GPU
+                import torch as th
 
-            column.copy_(th.as_tensor(values))
+                part.copy_(th.as_tensor(block[: len(part)]))
     buffer.full = True
 
 
@@ -66,10 +69,7 @@ def redq(spec: dict[str, Any]) -> Callable[[], None]:
         device=spec["device"],
         seed=0,
     )
-    if spec.get("buffer_size", 0) <= 1_000_000:
-        fill(model.replay_buffer)
-    else:  # rows that are only zeros are enough to see whether sampling slows down
-        model.replay_buffer.full = True
+    fill(model.replay_buffer)
     return lambda: model.train(gradient_steps=1, batch_size=BATCH_SIZE)
 
 
