@@ -39,7 +39,7 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP) $(SBX)/.installed
-	$(BIN)/python benchmarks/speed/run.py --sbx-python $(SBX)/bin/python
+	$(BIN)/python benchmarks/speed/run.py --sbx-python $(SBX)/bin/python --rounds 12 --output docs/results/speed
 
 # SBX in an environment of its own: JAX has other pins than we
 $(SBX)/.installed:

@@ -141,14 +141,14 @@ def test_cuda_graphs_replay_the_numbers_of_eager_updates(monkeypatch):
         return replay, results["metrics"]
 
     monkeypatch.setattr(graphs, "capture", capture)
-    monkeypatch.setattr(engine_module, "check_arguments", lambda *args: None)
+    monkeypatch.setattr(UpdateEngine, "_choose", lambda self, *args: (self.requested, False, "for the test"))
     for name in ("squashed", "cloning"):
         eager, graphed = make("eager", **SETTINGS[name]), make("eager", **SETTINGS[name])
         graphed.update_backend = "cudagraph"
         for seed in range(3):
             train(eager, n=2, seed=seed)
             train(graphed, n=2, seed=seed)
-        assert graphed.engine.backend == "cudagraph" and graphed.engine._recordings
+        assert graphed.engine.backend == "cudagraph" and graphed.engine._graphs
         assert_close(eager, graphed, atol=1e-3)
         means = [model.logger.name_to_value["train/critic_loss"] for model in (eager, graphed)]
         assert means[0] == pytest.approx(means[1], rel=1e-3)
@@ -341,6 +341,7 @@ def test_auto_compiles_only_where_it_pays(monkeypatch, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Updates run")]
     assert len(lines) == 4 and "eagerly (compiling takes about 20 s" in lines[0] and "products in fp32" in lines[0]
     model = make("auto")
+    model.engine._batch_size = 16
     model.engine._mark()  # inductor's cache is warm
     model.engine.plan(40_000, 16)
     assert model.engine.backend == "compiled"
@@ -358,7 +359,7 @@ def test_missing_compiler_falls_back_with_a_message_and_the_numbers_of_eager(mon
     eager = train(train(make("eager")), seed=2)
     monkeypatch.setattr(Recording, "compile", no_compiler)
     model = make("compiled")
-    with pytest.warns(UserWarning, match="Compiling the update failed .*No working C.. compiler found.*: updates run"):
+    with pytest.warns(UserWarning, match="Compiling the update failed .*No working C.. compiler found.*install g"):
         train(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -433,6 +434,96 @@ def test_written_out_backward_is_autograds(layer_norm, depth):
         th.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     (only_x,) = th.autograd.grad((mlp(x, frozen=True) * upstream).sum(), [x])
     th.testing.assert_close(only_x, ours[0], rtol=1e-4, atol=1e-5)
+
+
+def test_second_derivatives_go_through_the_ensemble():
+    """A gradient penalty (EDAC's diversity, WGAN's) differentiates a gradient."""
+    th.manual_seed(0)
+    mlp = EnsembleMLP(3, 5, [8, 7], layer_norm=True)
+    reference = EnsembleMLP(3, 5, [8, 7], layer_norm=True, dropout=0.5).eval()
+    reference.load_state_dict(mlp.state_dict())
+    x = th.randn(9, 5)
+    results = []
+    for model in (mlp, reference):
+        inputs = x.clone().requires_grad_()
+        q_values = model(inputs)
+        (slope,) = th.autograd.grad(q_values.sum(), inputs, create_graph=True)
+        loss = q_values.mean() + slope.square().sum()
+        results.append(th.autograd.grad(loss, [inputs, *model.parameters()], allow_unused=True))
+    for a, b in zip(*results, strict=True):
+        th.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_frozen_parameters_stay_and_the_others_learn(backend, recorded):
+    model = make(backend)
+    frozen = [model.actor.latent_pi[0].weight, model.critic.q_networks.hidden[0].weight]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    before = [tensor.clone() for tensor in all_tensors(model)]
+    train(model)
+    for name, old, new in zip(model.policy.state_dict(), before, model.policy.state_dict().values(), strict=False):
+        is_frozen = name in ("actor.latent_pi.0.weight", "critic.q_networks.hidden.0.weight")
+        assert (old == new).all() == is_frozen or name.startswith("critic_target"), name
+
+
+def test_copies_and_exchanged_networks_get_an_engine_of_their_own(recorded):
+    model = train(make("compiled"))
+    before = [tensor.clone() for tensor in all_tensors(model)]
+    twin = copy.deepcopy(model)
+    train(twin, seed=2)
+    for old, new in zip(before, all_tensors(model), strict=True):
+        th.testing.assert_close(new, old, rtol=0, atol=0)
+    train(model, seed=2)
+    assert_close(model, twin)
+    engine = model.engine
+    model.policy = copy.deepcopy(model.policy)
+    model._create_aliases()
+    assert model.engine is not engine
+
+
+def test_interrupted_capture_leaves_the_model_as_it_was(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+    monkeypatch.setattr(th.cuda, "Stream", Stream)
+    monkeypatch.setattr(th.cuda, "current_stream", Stream)
+    monkeypatch.setattr(th.cuda, "stream", lambda stream: contextlib.nullcontext())
+    weight, runs = th.zeros(2), []
+
+    def function():
+        runs.append(1)
+        weight.add_(1)
+        if len(runs) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        graphs.capture(function, [weight])
+    assert (weight == 0).all()
+
+
+def test_model_of_a_gpu_loads_where_there_is_none(tmp_path):
+    model = make("eager")
+    model.update_backend = "cudagraph"
+    model.save(tmp_path / "model")
+    loaded = REDQ.load(tmp_path / "model", env=reach_env(), device="cpu")
+    loaded.predict(loaded.observation_space.sample())
+    with pytest.warns(UserWarning, match="not possible here"):
+        loaded.learn(3)
+
+
+def test_changed_gamma_reaches_n_step_returns():
+    model = make("eager", n_steps=3)
+    model.gamma = 0.5
+    train(model)
+    assert model.replay_buffer.gamma == 0.5
+
+
+def test_long_calls_are_cut_into_pieces_of_bounded_length():
+    model = make("eager", utd_ratio=250)
+    lengths = [len(pattern) for pattern in model._due_updates(2, clones=False)]
+    assert lengths == [100] * 5
 
 
 def test_update_engine_is_shared_by_no_two_models():

@@ -134,9 +134,9 @@ def plot_breakdown(folder: Path, path: Path) -> None:
 INTRODUCTION = """
 Milliseconds per critic update (for the training loop: per environment step). Observations 39, actions 4, batch 256,
 networks 256x256, fp32. Each variant is a process; processes take turns, and a ratio is taken within a round. SB3's and
-SBX's SAC step their actor at every critic update, REDQ once per transition unless it says otherwise. "Loop over modules"
-is REDQ as one writes it on SB3, with a module per critic; "products alone" are the matrix products of REDQ's updates at
-their true shapes, by the fastest fp32 backend: nothing in fp32 can be faster.
+SBX's SAC step their actor at every critic update, REDQ once per transition unless it says otherwise. "Loop over
+modules" is REDQ as one writes it on SB3, with a module per critic; "products alone" are the matrix products of REDQ's
+updates at their true shapes, by the fastest fp32 backend: nothing in fp32 can be faster.
 """
 
 
@@ -156,7 +156,7 @@ def write_report(output: Path, device: str) -> None:
         plot_breakdown(folder, output / f"{device}_loop.png")
         lines += [*breakdown_lines(folder), ""]
     pictures = [name for name in (f"{device}.png", f"{device}_loop.png", f"{device}_scaling.png")]
-    lines += [f"![]({name})" for name in pictures if (output / name).exists()]
+    lines += [f"![Figure: {name}]({name})" for name in pictures if (output / name).exists()]
     path = output / ("README.md" if device == "cpu" else f"{device}.md")
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

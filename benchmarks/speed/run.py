@@ -3,15 +3,17 @@ Speed of updates and of the whole training loop against SB3, SBX and a loop over
 
     make bench
     python benchmarks/speed/run.py --sbx-python .venv-sbx/bin/python
-    python benchmarks/speed/run.py --groups "10 critics, UTD 5" --rounds 5 --trace trace.json
+    python benchmarks/speed/run.py --groups "10 critics, UTD 5" --rounds 5
+    python benchmarks/speed/run.py --trace logs/trace.json
 
 Each variant is a process of its own that waits for its turn, so that all of a group share the machine's good and bad
-minutes; a ratio is taken within a round. Writes CSVs, ``README.md`` and PNGs to ``docs/results/speed``.
+minutes; a ratio is taken within a round. Writes CSVs, a table and PNGs; `make bench` to `docs/results/speed`.
 """
 
 import argparse
 import csv
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -164,10 +166,13 @@ def sbx_versions(args: argparse.Namespace) -> str:
 
 
 def trace(path: Path, args: argparse.Namespace) -> None:
-    """A profiler trace of ten transitions of the first group's REDQ, for chrome://tracing or Perfetto."""
+    """A profiler trace of ten transitions of REDQ in the first of the groups, for chrome://tracing or Perfetto."""
     from workers import redq
 
-    spec = {**next(iter(GROUPS.values()))["REDQ"], "device": args.device}
+    group = args.groups[0] if args.groups else next(iter(GROUPS))
+    spec = {**GROUPS[group]["REDQ"], "device": args.device}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    th.set_num_threads(args.threads)
     work = redq(spec)
     for _ in range(3):
         work()
@@ -180,14 +185,15 @@ def trace(path: Path, args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", nargs="*", help="names of groups, all by default")
+    names = [*GROUPS, *GPU_GROUPS]
+    parser.add_argument("--groups", nargs="*", choices=names, metavar="NAME", help=f"of {names}, all by default")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--updates", type=int, default=40, help="critic updates (or steps) a turn")
     parser.add_argument("--breakdown-rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=th.get_num_threads())
     parser.add_argument("--device", default="cuda" if th.cuda.is_available() else "cpu")
     parser.add_argument("--sbx-python", help="Python of an environment with sbx-rl, which is left out otherwise")
-    parser.add_argument("--output", type=Path, default=HERE.parents[1] / "docs/results/speed")
+    parser.add_argument("--output", type=Path, default=Path("logs/speed"), help="folder of the results")
     parser.add_argument("--trace", type=Path, help="write a profiler trace to this file and do nothing else")
     args = parser.parse_args()
     if args.trace is not None:
@@ -205,7 +211,7 @@ def main() -> None:
             print(f"  {variant:30s} {np.median([row[variant] for row in rows]):8.2f} ms", flush=True)
     if args.device == "cpu" and args.breakdown_rounds > 0:
         write_csv(args.output / args.device / "breakdown.csv", breakdowns(args))
-    command = f"make bench: python benchmarks/speed/run.py --threads {args.threads} --rounds {args.rounds}"
+    command = shlex.join(["python", "benchmarks/speed/run.py", *sys.argv[1:]])
     (args.output / args.device / "machine.txt").write_text(f"`{command}`\n{describe()}{sbx_versions(args)}\n")
     write_report(args.output, args.device)
 

@@ -70,6 +70,9 @@ def redq(spec: dict[str, Any]) -> Callable[[], None]:
         seed=0,
     )
     fill(model.replay_buffer)
+    model.train(gradient_steps=1, batch_size=BATCH_SIZE)
+    if model.engine.backend != spec.get("backend", "compiled"):
+        raise RuntimeError(f"Updates run {model.engine.backend}, not as the variant says.")
     return lambda: model.train(gradient_steps=1, batch_size=BATCH_SIZE)
 
 

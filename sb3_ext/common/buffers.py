@@ -35,6 +35,8 @@ class TensorReplayBuffer(ReplayBuffer):
     :raises ValueError: ``optimize_memory_usage`` is set, or ``n_steps`` is below 1.
     """
 
+    _device: th.device
+
     def __init__(
         self,
         buffer_size: int,
@@ -80,7 +82,8 @@ class TensorReplayBuffer(ReplayBuffer):
         if type(buffer) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) or buffer.optimize_memory_usage:
             raise ValueError(f"{type(buffer).__name__} samples in its own way, which TensorReplayBuffer would lose.")
         taken = cls.__new__(cls)
-        taken.__dict__.update({"n_steps": 1, "gamma": 0.99, **buffer.__dict__})
+        columns = {name: value for name, value in buffer.__dict__.items() if name != "device"}
+        taken.__dict__.update({"n_steps": 1, "gamma": 0.99, **columns, "_device": buffer.device})
         taken._share()
         return taken
 
@@ -104,15 +107,22 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self.device.type == "cuda" and not th.cuda.is_available():
-            self.device = th.device("cpu")
+        if self._device.type == "cuda" and not th.cuda.is_available():
+            self._device = th.device("cpu")
         self._share()
 
-    def to(self, device: th.device) -> None:
-        """Move the columns to another device."""
-        if device != self.device:
+    @property
+    def device(self) -> th.device:
+        """Where columns and batches are; setting it moves them."""
+        return self._device
+
+    @device.setter
+    def device(self, device: th.device) -> None:
+        has_columns = "_rows" in self.__dict__
+        if has_columns and device != self._device:
             self.__dict__.update(self.__getstate__())
-            self.device = device
+        self._device = device
+        if has_columns:
             self._share()
 
     def add(  # type: ignore[override]

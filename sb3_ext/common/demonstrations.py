@@ -126,7 +126,7 @@ class DemonstrationsMixin(OffPolicyMixin):
         buffer = TensorReplayBuffer(len(transitions), self.observation_space, self.action_space, device="cpu", **kwargs)
         is_box = isinstance(self.action_space, spaces.Box)
         transitions.fill(buffer, self.policy.scale_action if is_box else None)
-        buffer.to(self.device)
+        buffer.device = self.device
         return buffer
 
     def _setup_learn(

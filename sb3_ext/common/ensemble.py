@@ -1,6 +1,7 @@
 """Networks that hold a whole ensemble in stacked weights: one batched matrix product a layer, no loop over members."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -11,7 +12,6 @@ from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 aten = th.ops.aten
 
@@ -92,15 +92,7 @@ class EnsembleMLP(nn.Module):
         if is_plain and not th.is_autocast_enabled(x.device.type):
             weights = [weight for layer in layers for module in layer for weight in module]
             return _EnsembleReLU.apply(x, len(self.norms) > 0, *weights, *head)
-        x = x.expand(head[0].shape[0], *x.shape)
-        for (weight, bias), *norm in layers:
-            x = th.bmm(x, weight) + bias
-            if self.dropout is not None:
-                x = self.dropout(x)
-            for scale, shift in norm:
-                x = th.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), scale)
-            x = self.activation(x)
-        return th.bmm(x, head[0]) + head[1]
+        return _by_autograd(x, layers, head, self.activation, self.dropout)
 
     def _layer(self, i: int) -> list[nn.Module]:
         return [self.hidden[i], self.norms[i]] if len(self.norms) > 0 else [self.hidden[i]]
@@ -112,6 +104,25 @@ def _weights(module: nn.Module, members: th.Tensor | None, frozen: bool) -> list
     if frozen:
         weights = [weight.detach() for weight in weights]
     return weights if members is None else [weight.index_select(0, members) for weight in weights]
+
+
+def _by_autograd(
+    x: th.Tensor,
+    layers: list[list[list[th.Tensor]]],
+    head: list[th.Tensor],
+    activation: Callable[[th.Tensor], th.Tensor],
+    dropout: nn.Module | None = None,
+) -> th.Tensor:
+    """:class:`EnsembleMLP` in PyTorch's own operations."""
+    x = x.expand(head[0].shape[0], *x.shape)
+    for (weight, bias), *norm in layers:
+        x = th.bmm(x, weight) + bias
+        if dropout is not None:
+            x = dropout(x)
+        for scale, shift in norm:
+            x = th.addcmul(shift, nn.functional.layer_norm(x, x.shape[-1:]), scale)
+        x = activation(x)
+    return th.bmm(x, head[0]) + head[1]
 
 
 class _EnsembleReLU(th.autograd.Function):
@@ -129,6 +140,7 @@ class _EnsembleReLU(th.autograd.Function):
             all with a leading dimension of members
         """
         per_layer = 4 if layer_norm else 2
+        inputs = x
         x = x.expand(weights[0].shape[0], *x.shape)
         saved = []
         for i in range(0, len(weights) - 2, per_layer):
@@ -143,16 +155,17 @@ class _EnsembleReLU(th.autograd.Function):
                 x = th.addcmul(weights[i + 3], normed, weights[i + 2])
                 saved += [before, normed, mean, rstd]
             x = x.relu_()
-        ctx.save_for_backward(x, *saved, *weights)
+        ctx.save_for_backward(inputs, x, *saved, *weights)
         ctx.layer_norm, ctx.n_saved = layer_norm, len(saved)
         return th.bmm(x, weights[-2]).add_(weights[-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: th.Tensor) -> tuple[th.Tensor | None, ...]:
-        x, *tensors = ctx.saved_tensors
+        inputs, x, *tensors = ctx.saved_tensors
         saved, weights = tensors[: ctx.n_saved], tensors[ctx.n_saved :]
-        need_x, _, need_weights, *_ = ctx.needs_input_grad
+        if th.is_grad_enabled():  # `create_graph`: what is written out below has no derivative of its own
+            return _EnsembleReLU._twice_differentiable(ctx, inputs, weights, grad)
+        need_x, need_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[2:])
         grads: list[th.Tensor | None] = [None] * len(weights)
         if need_weights:
             grads[-2:] = th.bmm(x.transpose(1, 2), grad), grad.sum(1, keepdim=True)
@@ -173,6 +186,19 @@ class _EnsembleReLU(th.autograd.Function):
                 grad = th.bmm(grad, weights[i].transpose(1, 2))
         # (n_members, batch, in_features) -> (batch, in_features)
         return (grad.sum(0) if need_x else None, None, *grads)
+
+    @staticmethod
+    def _twice_differentiable(
+        ctx: Any, inputs: th.Tensor, weights: list[th.Tensor], grad: th.Tensor
+    ) -> tuple[th.Tensor | None, ...]:
+        step = 4 if ctx.layer_norm else 2
+        layers = [[weights[j : j + 2] for j in range(i, i + step, 2)] for i in range(0, len(weights) - 2, step)]
+        output = _by_autograd(inputs, layers, weights[-2:], th.relu)
+        needed = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2:]]
+        wanted = [tensor for tensor, need in zip([inputs, *weights], needed, strict=True) if need]
+        found = iter(th.autograd.grad(output, wanted, grad, create_graph=True))
+        first, *rest = [next(found) if need else None for need in needed]
+        return first, None, *rest
 
 
 class EnsembleCritic(BaseModel):

@@ -19,6 +19,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_ext.common.buffers import Samples, TensorReplayBuffer
 from sb3_ext.common.engine import UpdateEngine
 from sb3_ext.common.engine.engine import check_arguments
+from sb3_ext.common.engine.process import tune_process
 
 # A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
 if TYPE_CHECKING:
@@ -55,10 +56,16 @@ class OffPolicyMixin(_Base):
         raise NotImplementedError
 
     def _setup_model(self) -> None:
-        check_arguments(self.update_backend, self.matmul_precision, self.device)
+        check_arguments(self.update_backend, self.matmul_precision)
+        if self.device.type == "cpu":
+            tune_process()
         if self._chose_buffer:
             # A loaded model: its choice is no choice of the user's, and `n_steps` and `gamma` may be others now
-            self.replay_buffer_class = None
+            if self.replay_buffer_class is TensorReplayBuffer:
+                self.replay_buffer_class = None
+            self.replay_buffer_kwargs = {
+                key: value for key, value in self.replay_buffer_kwargs.items() if key not in ("n_steps", "gamma")
+            }
         self._chose_buffer = self.replay_buffer_class is None and not self.optimize_memory_usage
         n_steps = self.n_steps
         if self._chose_buffer:
@@ -77,8 +84,8 @@ class OffPolicyMixin(_Base):
 
     @property
     def engine(self) -> UpdateEngine:
-        """What runs the updates of this model."""
-        if self._engine is None:
+        """What runs the updates of this model; a new one where networks or optimizers are other objects."""
+        if self._engine is None or not self._engine.runs(self.policy, self._optimizers()):
             self._engine = UpdateEngine(
                 self.policy,
                 self._optimizers(),
@@ -99,6 +106,7 @@ class OffPolicyMixin(_Base):
     ) -> tuple[int, BaseCallback]:
         if self.env is not None and self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
+        self.engine.requested, self.engine.precision = self.update_backend, self.matmul_precision
         self.engine.plan(self._planned_updates(total_timesteps), self.batch_size)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
@@ -123,12 +131,12 @@ class OffPolicyMixin(_Base):
         super().load_replay_buffer(path, truncate_last_traj)
         buffer = self.replay_buffer
         assert buffer is not None
-        if self.replay_buffer_class is TensorReplayBuffer:
+        if self._chose_buffer:
             if type(buffer) in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) and not buffer.optimize_memory_usage:
                 buffer = TensorReplayBuffer.from_sb3(buffer)
             if isinstance(buffer, TensorReplayBuffer):
-                buffer.n_steps, buffer.gamma = self.n_steps, self.gamma
-                buffer.to(self.device)
+                buffer.n_steps = self.n_steps
+                buffer.device = self.device
         self.replay_buffer = buffer
 
     def _sample_action(
@@ -151,8 +159,11 @@ class OffPolicyMixin(_Base):
 
         :return: tensors of shape ``(n_batches, batch_size, ...)``
         """
+        is_tensors = isinstance(buffer, TensorReplayBuffer)
+        if is_tensors and self._chose_buffer:
+            buffer.gamma = self.gamma  # type: ignore[attr-defined]
         samples = buffer.sample(n_batches * batch_size, env=self._vec_normalize_env)
-        if isinstance(buffer, TensorReplayBuffer):
+        if is_tensors:
             return map_samples(lambda x: x.reshape(n_batches, batch_size, *x.shape[1:]), samples)
         # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
         return map_samples(lambda x: x.reshape(batch_size, n_batches, *x.shape[1:]).transpose(0, 1), samples)

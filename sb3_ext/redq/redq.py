@@ -220,6 +220,8 @@ class REDQ(DemonstrationsMixin, SAC):
         self._bc_pretrain_steps_done = 0
 
         if _init_setup_model:
+            if update_backend == "cudagraph" and self.device.type != "cuda":
+                raise ValueError(f"update_backend='cudagraph' needs device='cuda', not {self.device}: use 'auto'.")
             self._setup_model()
             self._load_demos()
 
@@ -357,9 +359,10 @@ class REDQ(DemonstrationsMixin, SAC):
                 pattern.append(CRITIC if self._n_updates % policy_delay else CRITIC_AND_ACTOR)
             if clones:
                 pattern += [CLONING] * self.bc_gradient_steps
-            if len(pattern) >= self._max_batches():
-                yield tuple(pattern)
-                pattern.clear()
+            length = self._max_batches()
+            while len(pattern) >= length:
+                yield tuple(pattern[:length])
+                del pattern[:length]
         if pattern:
             yield tuple(pattern)
 
@@ -485,10 +488,12 @@ class REDQ(DemonstrationsMixin, SAC):
         return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
 
     def _update_constants(self) -> tuple:
-        return self.gamma, self.tau, self.target_entropy
+        ent_coef = None if self.log_ent_coef is not None else id(self.ent_coef_tensor)
+        noise = [getattr(self.actor, name, None) for name in ("action_std", "noise_clip")]
+        return self.gamma, self.tau, self.target_entropy, self.n_target_critics, ent_coef, *noise
 
     def _planned_updates(self, n_timesteps: int) -> int:
-        return int(n_timesteps * self.utd_ratio)
+        return int(n_timesteps * (self.utd_ratio + self.bc_gradient_steps)) + self._pretrain_steps_left()
 
     def learn(
         self: SelfREDQ,

@@ -104,3 +104,7 @@ def _collect(argv: list[str]) -> None:
         sys.exit(f"sb3-ext collect: error: {error}")
     print(f"{dataset.spec.dataset_id}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
     print(f"in {dataset.storage.data_path.parent}")
+
+
+if __name__ == "__main__":
+    main()

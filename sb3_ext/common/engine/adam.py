@@ -25,6 +25,8 @@ def initialise_state(optimizer: Optimizer) -> None:
             state["step"] = th.zeros((), dtype=th.float32, device=parameter.device)
             state["exp_avg"] = th.zeros_like(parameter, memory_format=th.preserve_format)
             state["exp_avg_sq"] = th.zeros_like(parameter, memory_format=th.preserve_format)
+        # PyTorch counts on the CPU where its kernel is not fused
+        state["step"] = state["step"].to(parameter.device)
 
 
 def state_tensors(optimizer: Optimizer) -> list[th.Tensor]:

@@ -19,7 +19,6 @@ from torch.utils._triton import has_triton
 
 from sb3_ext.common.engine import adam, graphs
 from sb3_ext.common.engine.matmul import PRECISIONS, describe, matmul_precision
-from sb3_ext.common.engine.process import tune_process
 from sb3_ext.common.engine.recording import Recording
 from sb3_ext.common.engine.trees import flatten, unflatten
 
@@ -61,7 +60,7 @@ class UpdateEngine:
     :param backend: one of the above
     :param precision: ``"fp32"`` or ``"bf16"`` matrix products
     :param verbose: 1 to print the choice
-    :raises ValueError: an unknown backend or precision, or a CUDA graph without a GPU
+    :raises ValueError: an unknown backend or precision
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class UpdateEngine:
         precision: str = "fp32",
         verbose: int = 0,
     ):
-        check_arguments(backend, precision, policy.device)
+        check_arguments(backend, precision)
         self.policy = policy
         self.device = policy.device
         self.optimizers = list(optimizers)
@@ -88,8 +87,21 @@ class UpdateEngine:
         self._state: list[th.Tensor] = []
         self._seen: list[dict] = [{} for _ in self.optimizers]
         self._pairs: dict[tuple[int, int], tuple[list, list]] = {}
-        if self.device.type == "cpu":
-            tune_process()
+        self._graphs: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
+        self._batch_size = 0
+        self._cannot_compile = self._cannot_capture = False
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        # Recordings are of this model's weights: a copied model makes an engine of its own
+        return None
+
+    def runs(self, policy: BasePolicy, optimizers: Sequence[th.optim.Optimizer]) -> bool:
+        """Whether these are the networks and optimizers that this engine was made for."""
+        return (
+            self.policy is policy
+            and len(self.optimizers) == len(optimizers)
+            and all(mine is other for mine, other in zip(self.optimizers, optimizers, strict=True))
+        )
 
     # --- For algorithms ----------------------------------------------------------------------------------------------
 
@@ -100,6 +112,7 @@ class UpdateEngine:
         :param n_updates: number of updates of all networks
         :param batch_size: rows of each batch
         """
+        self._batch_size = batch_size
         self.backend, self._compiles, reason = self._choose(n_updates, batch_size)
         self._is_planned = True
         if self.verbose > 0:
@@ -127,7 +140,7 @@ class UpdateEngine:
             return function(*arguments)
         leaves, spec = flatten(arguments)
         leaves = [leaf.contiguous() for leaf in leaves]
-        key = (function.__name__, spec, *[leaf.shape for leaf in leaves])
+        key = (function.__name__, spec, *[(leaf.shape, leaf.dtype) for leaf in leaves])
         compiled = self._recordings.get(key)
         if compiled is None:
             if len(self._recordings) >= MAX_RECORDINGS:
@@ -149,19 +162,29 @@ class UpdateEngine:
         if self.backend != "cudagraph":
             return function(pattern, *arguments)
         leaves, spec = flatten(arguments)
-        key = (function.__name__, pattern, spec, *[leaf.shape for leaf in leaves])
-        replay = self._recordings.get(key)
+        key = (function.__name__, pattern, spec, *[(leaf.shape, leaf.dtype) for leaf in leaves])
+        replay = self._graphs.get(key)
         if replay is None:
-            if len(self._recordings) >= MAX_RECORDINGS:
+            if len(self._graphs) >= MAX_RECORDINGS:
                 return function(pattern, *arguments)
-            replay = self._recordings[key] = self._capture(function, pattern, arguments)
+            try:
+                replay = self._graphs[key] = self._capture(function, pattern, arguments)
+            except RuntimeError as error:  # an extractor that waits for the device, a full memory
+                self.backend = "compiled" if self._compiles else "eager"
+                self._cannot_capture = True
+                warnings.warn(f"Capturing a CUDA graph failed ({error}): updates run {self.backend}.", stacklevel=2)
+                return function(pattern, *arguments)
         return replay(leaves)
 
     def minimize(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
         """One step of an optimizer on a scalar loss of its parameters."""
+        if id(optimizer) not in self._rates:
+            raise ValueError(f"{optimizer} is not among the optimizers of this engine: return it from `_optimizers`.")
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        learning = [parameter for parameter in parameters if parameter.requires_grad]
         # Of no other networks that the loss goes through, as `backward` would
-        grads = th.autograd.grad(loss, parameters, allow_unused=True)
+        found = iter(th.autograd.grad(loss, learning, allow_unused=True))
+        grads = [next(found) if parameter.requires_grad else None for parameter in parameters]
         if self.backend == "eager":
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
@@ -203,7 +226,11 @@ class UpdateEngine:
                     stacklevel=2,
                 )
             return "eager", False, f"{type(unsupported[0]).__name__} is not recorded"
-        if self.requested != "auto":
+        if self.requested == "cudagraph" and (self.device.type != "cuda" or self._cannot_capture):
+            warnings.warn("update_backend='cudagraph' is not possible here: updates run as by 'auto'.", stacklevel=2)
+        elif self.requested == "compiled" and self._cannot_compile:
+            return "eager", False, "compiling failed before"
+        elif self.requested != "auto":
             compiles = self.requested == "compiled" or (self.requested == "cudagraph" and has_triton())
             return self.requested, compiles, "as asked for"
         if self.device.type not in ("cpu", "cuda"):
@@ -212,15 +239,17 @@ class UpdateEngine:
             pays, reason = True, "compiled before"
         else:
             pays, reason = self._compiling_pays(n_updates, batch_size)
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not self._cannot_capture:
             return "cudagraph", pays and has_triton(), reason
         return ("compiled" if pays else "eager"), pays, reason
 
     def _compiling_pays(self, n_updates: int, batch_size: int) -> tuple[bool, str]:
+        if self._cannot_compile:
+            return False, "compiling failed before"
         n_parameters = sum(p.numel() for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"])
         flops = FLOPS_PER_PARAMETER_AND_ROW * n_parameters * batch_size
         eager_seconds = n_updates * (EAGER_OVERHEAD_SECONDS + flops / EAGER_FLOPS_PER_SECOND)
-        compile_seconds = WARM_COMPILE_SECONDS if self._marker().exists() else COLD_COMPILE_SECONDS
+        compile_seconds = WARM_COMPILE_SECONDS if self._is_marked() else COLD_COMPILE_SECONDS
         reason = f"compiling takes about {compile_seconds:.0f} s, the updates to come {eager_seconds:.0f} s"
         return compile_seconds <= MAX_COMPILE_SHARE * eager_seconds, reason
 
@@ -228,12 +257,15 @@ class UpdateEngine:
         """Drop recordings that are out of date, and follow optimizer state that was replaced by loading."""
         recorded_with = (
             self.constants(),
+            self.precision,
             th.get_num_threads(),
             *[adam.hyperparameters(optimizer) for optimizer in self.optimizers],
+            *[p.requires_grad for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]],
         )
         if recorded_with != self._recorded_with:
             self._recordings.clear()
             self._closures.clear()
+            self._graphs.clear()
         self._recorded_with = recorded_with
         # `load_state_dict` makes a new dict
         if all(optimizer.state is seen for optimizer, seen in zip(self.optimizers, self._seen, strict=False)):
@@ -241,8 +273,7 @@ class UpdateEngine:
         for optimizer in self.optimizers:
             adam.initialise_state(optimizer)
         state = [tensor for optimizer in self.optimizers for tensor in adam.state_tensors(optimizer)]
-        if self.backend == "cudagraph":
-            self._recordings.clear()  # addresses are part of a captured graph
+        self._graphs.clear()  # addresses are part of a captured graph
         replacement = {id(old): new for old, new in zip(self._state, state, strict=False)}
         for closure in self._closures:
             closure[:] = [replacement.get(id(tensor), tensor) for tensor in closure]
@@ -276,11 +307,17 @@ class UpdateEngine:
             recording = Recording(flat, leaves, self._changing())
             compiled = recording.compile(leaves)
         except Exception as error:  # whatever a compiler may raise: the run goes on without
-            self._compiles = False
+            self._compiles, self._cannot_compile = False, True
             if self.backend == "compiled":
                 self.backend = "eager"
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-            warnings.warn(f"Compiling the update failed ({reason}): updates run without.", stacklevel=4)
+            if self.verbose > 0:
+                print("failed", flush=True)
+            reason = f"{type(error).__name__}: {error}".strip().splitlines()[0][:200]
+            warnings.warn(
+                f"Compiling the update failed ({reason}). Updates run eagerly; install g++, or pass "
+                "update_backend='eager' to silence this.",
+                stacklevel=4,
+            )
             return None
         finally:
             self._is_recording = False
@@ -308,10 +345,22 @@ class UpdateEngine:
     def _marker(self) -> Path:
         """A file beside inductor's cache that says that updates of these shapes have been compiled."""
         shapes = [tuple(p.shape) for optimizer in self.optimizers for p in optimizer.param_groups[0]["params"]]
-        key = repr((shapes, self.constants(), self.precision, th.__version__, th.get_num_threads()))
-        default = Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}"
-        folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", default))
-        return folder / "sb3_ext" / hashlib.sha256(key.encode()).hexdigest()[:24]
+        # Addresses are other ones in each process
+        constants = [constant for constant in self.constants() if not isinstance(constant, int) or constant < 2**20]
+        kinds = sorted({type(module).__name__ for module in self.policy.modules()})
+        key = repr((shapes, kinds, constants, self._batch_size, self.precision, th.__version__, th.get_num_threads()))
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have no name
+            user = "unknown"
+        folder = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{user}"
+        return Path(folder) / "sb3_ext" / hashlib.sha256(key.encode()).hexdigest()[:24]
+
+    def _is_marked(self) -> bool:
+        try:
+            return self._marker().exists()
+        except OSError:
+            return False
 
     def _mark(self) -> None:
         try:
@@ -321,13 +370,11 @@ class UpdateEngine:
             pass  # a full or read-only disk: the next run takes the cache for empty
 
 
-def check_arguments(backend: str, precision: str, device: th.device) -> None:
+def check_arguments(backend: str, precision: str) -> None:
     """
-    :raises ValueError: as in :class:`UpdateEngine`
+    :raises ValueError: an unknown backend or precision.
     """
     if backend not in BACKENDS:
         raise ValueError(f"update_backend={backend!r} must be one of {', '.join(map(repr, BACKENDS))}.")
     if precision not in PRECISIONS:
         raise ValueError(f"matmul_precision={precision!r} must be one of {', '.join(map(repr, PRECISIONS))}.")
-    if backend == "cudagraph" and device.type != "cuda":
-        raise ValueError(f"update_backend='cudagraph' needs device='cuda', not {device.type!r}: use 'auto'.")

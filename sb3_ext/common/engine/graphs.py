@@ -18,16 +18,18 @@ def capture(function: Callable[[], Any], state: Sequence[th.Tensor]) -> tuple[Ca
     :return: what runs the graph once more, and the function's result, which each run overwrites
     """
     before = [tensor.detach().clone() for tensor in state]
-    stream = th.cuda.Stream()
-    stream.wait_stream(th.cuda.current_stream())
-    with th.cuda.stream(stream):
-        for _ in range(WARM_UP_RUNS):
-            function()
-    th.cuda.current_stream().wait_stream(stream)
-    graph = th.cuda.CUDAGraph()
-    with th.cuda.graph(graph):
-        result = function()
-    with th.no_grad():
-        for tensor, old in zip(state, before, strict=True):
-            tensor.copy_(old)
+    try:
+        stream = th.cuda.Stream()
+        stream.wait_stream(th.cuda.current_stream())
+        with th.cuda.stream(stream):
+            for _ in range(WARM_UP_RUNS):
+                function()
+        th.cuda.current_stream().wait_stream(stream)
+        graph = th.cuda.CUDAGraph()
+        with th.cuda.graph(graph):
+            result = function()
+    finally:
+        with th.no_grad():
+            for tensor, old in zip(state, before, strict=True):
+                tensor.copy_(old)
     return graph.replay, result
