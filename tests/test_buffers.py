@@ -152,6 +152,17 @@ def test_models_exchange_buffers_with_sb3(tmp_path):
     assert sac.replay_buffer.size() == 50
 
 
+def test_setting_the_device_moves_the_columns():
+    """SB3 sets it after loading. The meta device stands in for a GPU."""
+    buffer = TensorReplayBuffer(20, DICT_OBS, ACTION, "cpu")
+    fill([buffer], 5)
+    buffer.device = th.device("cpu")
+    assert isinstance(buffer.rewards, np.ndarray)
+    buffer.device = th.device("meta")
+    assert {buffer.rewards.device.type, buffer.observations["b"].device.type} == {"meta"}
+    assert buffer._rows["rewards"].device.type == buffer._rows["observations"]["a"].device.type == "meta"
+
+
 @pytest.mark.parametrize("algorithm", [SAC, DQN])
 def test_sb3s_algorithms_take_it(algorithm):
     env = reach_env() if algorithm is SAC else DiscreteEnv()
