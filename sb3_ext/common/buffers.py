@@ -10,8 +10,11 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
+from sb3_ext.datasets.transitions import map_observations
+
 Samples = ReplayBufferSamples | DictReplayBufferSamples
-Column = np.ndarray | th.Tensor | dict[str, np.ndarray] | dict[str, th.Tensor]
+
+COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 
 
 class TensorReplayBuffer(ReplayBuffer):
@@ -71,6 +74,12 @@ class TensorReplayBuffer(ReplayBuffer):
         self.n_steps, self.gamma = n_steps, gamma
         self._share()
 
+    @staticmethod
+    def can_take(buffer: ReplayBuffer) -> bool:
+        """Whether this is one of SB3's buffers that :meth:`from_sb3` takes over."""
+        is_sb3s = type(buffer) in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
+        return is_sb3s and not buffer.optimize_memory_usage
+
     @classmethod
     def from_sb3(cls, buffer: ReplayBuffer) -> "TensorReplayBuffer":
         """
@@ -79,7 +88,7 @@ class TensorReplayBuffer(ReplayBuffer):
         :raises ValueError: the buffer is a subclass whose sampling is its own (hindsight replay, ...), or optimises
             memory usage.
         """
-        if type(buffer) not in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) or buffer.optimize_memory_usage:
+        if not cls.can_take(buffer):
             raise ValueError(f"{type(buffer).__name__} samples in its own way, which TensorReplayBuffer would lose.")
         taken = cls.__new__(cls)
         columns = {name: value for name, value in buffer.__dict__.items() if name != "device"}
@@ -94,16 +103,16 @@ class TensorReplayBuffer(ReplayBuffer):
             tensor = th.as_tensor(array, device=self.device)
             return tensor.view(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:])
 
-        names = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
         if self.device.type != "cpu":
-            for name in names:
-                setattr(self, name, _map(lambda array: th.as_tensor(array, device=self.device), getattr(self, name)))
-        self._rows = {name: _map(rows, getattr(self, name)) for name in names}
+            for name in COLUMNS:
+                moved = map_observations(lambda array: th.as_tensor(array, device=self.device), getattr(self, name))
+                setattr(self, name, moved)
+        self._rows = {name: map_observations(rows, getattr(self, name)) for name in COLUMNS}
 
     def __getstate__(self) -> dict[str, Any]:
         """Columns as NumPy arrays, so that SB3's buffers and any machine can read them."""
         state = {name: value for name, value in self.__dict__.items() if name != "_rows"}
-        return {name: _map(_to_numpy, value) for name, value in state.items()}
+        return {**state, **{name: map_observations(_to_numpy, state[name]) for name in COLUMNS}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -207,9 +216,9 @@ class TensorReplayBuffer(ReplayBuffer):
         )
 
     def _observations(self, name: str, rows: th.Tensor, env: VecNormalize | None) -> Any:
-        taken = _map(lambda column: column.index_select(0, rows), self._rows[name])
+        taken = map_observations(lambda column: column.index_select(0, rows), self._rows[name])
         if env is None or not env.norm_obs:
-            return _map(_to_float32, taken)
+            return map_observations(_to_float32, taken)
         if not isinstance(taken, dict):
             assert isinstance(env.obs_rms, RunningMeanStd)
             return _standardized(taken, env.obs_rms, env)
@@ -237,12 +246,8 @@ class TensorReplayBuffer(ReplayBuffer):
         return returns, discounts.unsqueeze(1), last
 
 
-def _map(function: Any, value: Any) -> Any:
-    return {key: function(part) for key, part in value.items()} if isinstance(value, dict) else function(value)
-
-
-def _to_numpy(value: Any) -> Any:
-    return value.cpu().numpy() if isinstance(value, th.Tensor) else value
+def _to_numpy(column: np.ndarray | th.Tensor) -> np.ndarray:
+    return column.cpu().numpy() if isinstance(column, th.Tensor) else column
 
 
 def _to_float32(values: th.Tensor) -> th.Tensor:

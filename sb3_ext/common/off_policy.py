@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.type_aliases import MaybeCallback
@@ -20,6 +20,7 @@ from sb3_ext.common.buffers import Samples, TensorReplayBuffer
 from sb3_ext.common.engine import UpdateEngine
 from sb3_ext.common.engine.engine import check_arguments
 from sb3_ext.common.engine.process import tune_process
+from sb3_ext.datasets.transitions import map_observations
 
 # A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ class OffPolicyMixin(_Base):
         buffer = self.replay_buffer
         assert buffer is not None
         if self._chose_buffer:
-            if type(buffer) in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer) and not buffer.optimize_memory_usage:
+            if TensorReplayBuffer.can_take(buffer):
                 buffer = TensorReplayBuffer.from_sb3(buffer)
             if isinstance(buffer, TensorReplayBuffer):
                 buffer.n_steps = self.n_steps
@@ -216,10 +217,6 @@ def map_samples(function: Any, *samples: Samples) -> Samples:
     """Apply a function to the tensors of samples, field by field and key by key."""
 
     def apply(*values: Any) -> Any:
-        if values[0] is None:
-            return None
-        if isinstance(values[0], dict):
-            return {key: function(*(value[key] for value in values)) for key in values[0]}
-        return function(*values)
+        return None if values[0] is None else map_observations(function, *values)
 
     return type(samples[0])(*(apply(*values) for values in zip(*samples, strict=True)))
