@@ -2,7 +2,6 @@
 
 import difflib
 import sys
-import warnings
 from typing import Any
 
 import gymnasium as gym
@@ -10,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_ext_envs.registration import METAWORLD_TASKS
+from sb3_ext_envs.rendering import cannot_render, check_display
 
 OBSERVATION_DIM = 39
 # Positions are metres on a table, quaternions and the gripper opening lie in [-1, 1]. Meta-World declares infinite
@@ -127,7 +127,7 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         try:
             picture = self._env.render()
         except Exception as error:
-            raise _cannot_render() from error
+            raise cannot_render() from error
         if self.render_mode == "rgb_array" and self.camera_name.startswith("corner"):
             # Meta-World hangs its corner cameras upside down
             return np.ascontiguousarray(picture[::-1, ::-1])
@@ -142,14 +142,14 @@ def _make_metaworld(task: str, render_mode: str | None, camera_name: str, width:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     if render_mode == "human":
-        _check_display()
+        check_display()
     cameras = {"camera_name": camera_name} if render_mode is not None else {}
     try:
         env = ALL_V3_ENVIRONMENTS[task](render_mode=render_mode, width=width, height=height, **cameras)
     except Exception as error:
         if render_mode is None:
             raise
-        raise _cannot_render() from error
+        raise cannot_render() from error
     env._freeze_rand_vec = False  # draw new poses at each reset...
     env.seeded_rand_vec = True  # ... from `env.np_random`
     env._set_task_called = True
@@ -158,21 +158,3 @@ def _make_metaworld(task: str, render_mode: str | None, camera_name: str, width:
     env.__dict__.pop("sawyer_observation_space", None)
     env.max_path_length = sys.maxsize
     return env
-
-
-def _check_display() -> None:
-    """Without a display GLFW ends the process in an assertion, which no ``except`` catches."""
-    import glfw
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", glfw.GLFWError)
-        if not glfw.init():
-            raise _cannot_render()
-
-
-def _cannot_render() -> RuntimeError:
-    return RuntimeError(
-        "MuJoCo cannot render on this machine. Set the environment variable MUJOCO_GL before Python starts: "
-        "'egl' with a GPU driver, 'osmesa' for software rendering (Debian and Ubuntu: apt install libosmesa6), "
-        "'glfw' with a screen."
-    )

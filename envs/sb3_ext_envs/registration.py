@@ -4,6 +4,13 @@ import gymnasium as gym
 
 METAWORLD_MAX_EPISODE_STEPS = 500
 
+# Maze: its name in ids, then the episode lengths of Gymnasium-Robotics for ant and point
+MAZES: dict[str, tuple[str, int, int]] = {
+    "umaze": ("UMaze", 700, 300),
+    "medium": ("Medium", 1000, 600),
+    "large": ("Large", 1000, 800),
+}
+
 METAWORLD_TASKS: tuple[str, ...] = (
     "assembly-v3",
     "basketball-v3",
@@ -60,17 +67,20 @@ METAWORLD_TASKS: tuple[str, ...] = (
 
 def register_envs() -> None:
     """
-    Register ``MetaWorldSparse/<task>-v3`` for the 50 Meta-World V3 tasks. Safe to call more than once.
+    Register ``MetaWorldSparse/<task>-v3`` for the 50 Meta-World V3 tasks, and ``AntMazeFlat/<maze>-v4`` and
+    ``PointMazeFlat/<maze>-v3`` for the mazes UMaze, Medium and Large. Safe to call more than once.
 
     After ``import sb3_ext`` (or ``sb3_ext_envs``) an id is known to ``gym.make``. A process that imports neither,
     such as a worker of ``SubprocVecEnv`` under the spawn method, takes ``"sb3_ext_envs:MetaWorldSparse/hammer-v3"``.
     """
     for task in METAWORLD_TASKS:
-        env_id = f"MetaWorldSparse/{task}"
-        if env_id not in gym.registry:
-            gym.register(
-                id=env_id,
-                entry_point="sb3_ext_envs.metaworld_sparse:MetaWorldSparseEnv",
-                kwargs={"task": task},
-                max_episode_steps=METAWORLD_MAX_EPISODE_STEPS,
-            )
+        entry_point = "metaworld_sparse:MetaWorldSparseEnv"
+        _register(f"MetaWorldSparse/{task}", entry_point, METAWORLD_MAX_EPISODE_STEPS, task=task)
+    for maze, (name, ant_steps, point_steps) in MAZES.items():
+        _register(f"AntMazeFlat/{name}-v4", "mazes:AntMazeFlatEnv", ant_steps, maze=maze)
+        _register(f"PointMazeFlat/{name}-v3", "mazes:PointMazeFlatEnv", point_steps, maze=maze)
+
+
+def _register(env_id: str, entry_point: str, max_episode_steps: int, **kwargs: str) -> None:
+    if env_id not in gym.registry:
+        gym.register(env_id, f"sb3_ext_envs.{entry_point}", max_episode_steps=max_episode_steps, kwargs=kwargs)
