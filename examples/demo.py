@@ -62,7 +62,7 @@ def main() -> None:
 
     print("1. Ten demonstrations of the scripted expert")
     dataset = collect(ENV_ID, output=DATASET, n_episodes=10, seed=args.seed, overwrite=True)
-    print(f"   Minari dataset {DATASET}: {dataset.total_episodes} episodes, {dataset.total_steps} steps")
+    print(f"   Minari dataset {DATASET}: {dataset.n_episodes} episodes, {len(dataset)} steps")
 
     print("2. Cloning them")
     config = yaml.safe_load(rl_zoo_configs.config_path("redq").read_text())[ENV_ID]

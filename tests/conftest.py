@@ -12,6 +12,14 @@ def minari_folder(tmp_path_factory, monkeypatch):
     return folder
 
 
+@pytest.fixture(autouse=True)
+def cache_folder(tmp_path_factory, monkeypatch):
+    """Likewise for the cache of columns and for downloads."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("SB3_EXT_CACHE", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def one_torch_thread():
     th.set_num_threads(1)

@@ -2,12 +2,14 @@
 
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from line_envs import ACTIONS, BOX, counted_dataset
 from stable_baselines3 import DQN, SAC
 from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.env_util import make_vec_env
@@ -15,9 +17,12 @@ from stable_baselines3.common.vec_env import VecNormalize
 from toy_envs import DiscreteEnv, reach_env
 
 from sb3_ext import REDQ
-from sb3_ext.common.buffers import TensorReplayBuffer
+from sb3_ext.common.buffers import DatasetBuffer, TensorReplayBuffer
+from sb3_ext.datasets import Dataset
+from sb3_ext.datasets.replay_buffer import fill_buffer
 
 OBS, ACTION = spaces.Box(-10, 10, (3,), np.float32), spaces.Box(-1, 1, (2,), np.float32)
+BOX_1 = spaces.Box(-1000, 1000, (1,), np.float32)
 DICT_OBS = spaces.Dict({"a": OBS, "b": spaces.Box(0, 255, (2, 4, 4), np.uint8)})
 COLUMNS = ("observations", "actions", "next_observations", "dones", "rewards", "discounts")
 
@@ -212,3 +217,70 @@ def test_acting_equals_predict(policy, n_envs):
     assert (action == expected).all() and action.dtype == expected.dtype
     np.testing.assert_allclose(stored, model.policy.scale_action(expected), atol=1e-6)
     assert not any(module.training for module in model.actor.modules())
+
+
+# --- A dataset as a buffer -------------------------------------------------------------------------------------------
+
+# Steps and end of each episode
+PLAN = [(3, "terminal"), (2, "timeout"), (4, "none"), (2, "both"), (1, "terminal")]
+
+
+@pytest.mark.parametrize("kind", ["box", "dict", "discrete"])
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_dataset_buffer_samples_what_a_filled_buffer_of_sb3_does(kind, n_steps):
+    dataset = counted_dataset(PLAN)
+    if kind == "dict":
+        dataset = replace(dataset, frames={"a": dataset.frames, "b": dataset.frames[:, :1] + 1})
+    observation_space = spaces.Dict({"a": BOX, "b": BOX_1}) if kind == "dict" else BOX
+    action_space = spaces.Discrete(3) if kind == "discrete" else ACTIONS
+    if kind == "discrete":
+        dataset = replace(dataset, actions=np.arange(len(dataset)) % 3)
+    buffer = DatasetBuffer(dataset, observation_space, action_space, "cpu", n_steps=n_steps, gamma=0.5)
+    expected = TensorReplayBuffer(12, observation_space, action_space, "cpu", n_steps=n_steps, gamma=0.5)
+    fill_buffer(dataset, expected)
+    rows = th.arange(12)
+    assert_same_samples(buffer._gather(rows, None), expected._gather(rows, None))
+    assert buffer.size() == 12 and buffer.sample(100).rewards.shape == (100, 1)
+    if kind != "dict":
+        filled = NStepReplayBuffer(12, observation_space, action_space, "cpu", n_steps=n_steps, gamma=0.5)
+        fill_buffer(dataset, filled)
+        ours, theirs = buffer._gather(rows, None), filled._get_samples(rows.numpy())
+        assert_same_samples(ours._replace(discounts=None), theirs._replace(discounts=None))
+
+
+def test_dataset_buffer_stops_bootstrapping_at_terminations_only():
+    batch = DatasetBuffer(counted_dataset(PLAN), BOX, ACTIONS, "cpu")._gather(th.arange(12), None)
+    assert batch.dones[:, 0].nonzero().flatten().tolist() == [2, 10, 11]
+
+
+def test_dataset_buffer_shares_its_arrays_and_is_read_only():
+    unit = spaces.Box(-1, 1, (2,), np.float32)
+    dataset = counted_dataset(PLAN)
+    buffer = DatasetBuffer(dataset, BOX, unit, "cpu")
+    assert np.shares_memory(buffer.frames.numpy(), dataset.frames)
+    assert np.shares_memory(buffer._rows["actions"].numpy(), dataset.actions)
+    dataset.frames.flags.writeable = False
+    assert not np.shares_memory(DatasetBuffer(dataset, BOX, unit, "cpu").frames.numpy(), dataset.frames)
+    with pytest.raises(TypeError, match="A DatasetBuffer is read-only"):
+        buffer.add()
+
+
+def test_dataset_buffer_of_single_numbers():
+    """Discrete observations and actions are rows of one entry, as in SB3."""
+    arrays = {
+        "observations": np.arange(4),
+        "next_observations": np.arange(1, 5),
+        "actions": np.array([0, 1, 2, 0]),
+        "rewards": np.zeros(4),
+        "terminations": np.zeros(4),
+    }
+    batch = DatasetBuffer(Dataset.from_arrays(arrays), spaces.Discrete(5), spaces.Discrete(3), "cpu")._gather(
+        th.arange(4), None
+    )
+    assert batch.observations.tolist() == [[0], [1], [2], [3]] and batch.next_observations.tolist() == [
+        [1],
+        [2],
+        [3],
+        [4],
+    ]
+    assert batch.actions.tolist() == [[0], [1], [2], [0]]

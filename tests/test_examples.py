@@ -31,13 +31,32 @@ def test_demo_leaves_model_curve_and_the_commands_to_go_on(tmp_path):
     assert "Success rate: " in run(tmp_path, "-m", "sb3_ext", *command, "-n", 600)
 
 
+def blocks(page, language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
 def test_python_of_the_readme_runs(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    small = code.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("10_000", "20")
+    training, loading = blocks("README.md", "python")
+    small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("10_000", "20")
     assert small.count("=20") == 1 and "learn(20" in small
-    (tmp_path / "readme.py").write_text(small)
-    run(tmp_path, "readme.py")
+    (tmp_path / "training.py").write_text(small)
+    run(tmp_path, "training.py")
     assert (tmp_path / "hammer.zip").exists()
+    (tmp_path / "loading.py").write_text(loading)
+    run(tmp_path, "loading.py")
+    assert (tmp_path / "pointmaze.hdf5").exists()
+
+
+def test_commands_of_the_datasets_page_run(tmp_path):
+    (commands,) = blocks("docs/datasets.md", "bash")
+    small = commands.replace("100000", "2000")
+    assert small != commands
+    (tmp_path / "commands.sh").write_text(f'set -e\nsb3-ext() {{ "{sys.executable}" -m sb3_ext "$@"; }}\n{small}')
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["bash", "commands.sh"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "pointmaze.hdf5 is sound." in done.stdout
+    assert {"pointmaze.png", "pointmaze.pkl"} <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("algo", ["redq", "sac"])

@@ -222,8 +222,9 @@ def test_truncation_bootstraps_and_termination_does_not():
 
 
 def test_demo_ratio_is_the_share_of_each_batch():
-    model = make_with_demos(demo_ratio=0.25, learning_starts=0).learn(20)
-    demo_rows = {tuple(row) for row in model.demo_buffer.observations[:, 0].round(5).tolist()}
+    demos = reach_demos()
+    model = make_with_demos(demos=demos, demo_ratio=0.25, learning_starts=0).learn(20)
+    demo_rows = {tuple(row) for row in demos.observations.round(5).tolist()}
     marker = 123.0
     model.replay_buffer.observations[:] = marker
     for batch in unstack(model._sample_mixed_batches(6, batch_size=16)):
@@ -236,11 +237,11 @@ def test_demo_ratio_is_the_share_of_each_batch():
 def test_demos_are_scaled_and_never_overwritten():
     demos = reach_demos()
     model = make_with_demos(demos=demos, buffer_size=50)
-    stored = model.demo_buffer.actions[:, 0].copy()
+    stored = model.demo_buffer._rows["actions"].numpy().copy()
     np.testing.assert_allclose(stored, model.policy.scale_action(demos.actions), rtol=1e-6)
     assert np.abs(stored).max() <= 1 and demos.actions.max() <= 1
     model.learn(120)
-    assert (model.demo_buffer.actions[:, 0] == stored).all()
+    assert (model.demo_buffer._rows["actions"].numpy() == stored).all()
     assert model.demo_buffer.size() == len(demos)
 
 
@@ -324,7 +325,7 @@ def test_fresh_normalisation_starts_with_the_demonstrations():
     env = VecNormalize(make_vec_env(reach_env))
     model = make_with_demos(env, learning_starts=1000)
     model.learn(0)
-    demo_obs = model.demo_buffer.observations[:, 0]
+    demo_obs = model.demo_buffer.frames.numpy()
     # Up to the single observation of the environment's own reset, and VecNormalize's first guess
     np.testing.assert_allclose(env.obs_rms.mean, demo_obs.mean(axis=0), atol=0.1)
     np.testing.assert_allclose(np.sqrt(env.obs_rms.var), demo_obs.std(axis=0), rtol=0.2)
@@ -455,8 +456,8 @@ def test_loading_with_other_n_steps_and_gamma_reaches_both_buffers(tmp_path):
 def test_scripted_demos_go_through_the_wrappers_of_the_environment():
     env = gym.wrappers.TimeAwareObservation(gym.make("MetaWorldSparse/reach-v3"))
     model = make_with_demos(env, demos="scripted:1")
-    time = model.demo_buffer.next_observations[:, 0, -1]
-    assert len(time) > 1 and (np.diff(time) > 0).all()
+    time = model.demo_buffer.frames[:, -1].numpy()
+    assert len(time) > 2 and (np.diff(time) > 0).all()
 
 
 def test_demos_given_to_load_without_a_use_are_refused(tmp_path):

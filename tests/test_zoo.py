@@ -216,7 +216,7 @@ def test_unknown_algorithm_is_named_beside_the_known(command, capsys):
 def test_unknown_command_fails_with_the_usage(tmp_path):
     result = run_command(tmp_path, "frobnicate")
     assert result.returncode == 1
-    assert "usage: sb3-ext [-h] [--version] {train,enjoy,collect}" in result.stderr
+    assert "usage: sb3-ext [-h] [--version] {train,enjoy,collect,dataset}" in result.stderr
     assert "sb3-ext: error: unknown command 'frobnicate'" in result.stderr
 
 
@@ -229,7 +229,7 @@ def test_version_is_printed(tmp_path):
 def test_help_lists_the_commands(arguments, capsys):
     main(arguments)
     output = capsys.readouterr().out
-    assert all(f"\n  {command} " in output for command in ("train", "enjoy", "collect"))
+    assert all(f"\n  {command} " in output for command in ("train", "enjoy", "collect", "dataset"))
 
 
 def test_console_script_is_our_main():
@@ -245,9 +245,10 @@ def test_collect_records_and_refuses_to_overwrite(tmp_path, minari_folder, capsy
     result = run_command(tmp_path, *arguments)
     assert result.returncode == 0, result.stderr
     transitions = load_demonstrations("hammer-2")
-    assert result.stdout == (f"hammer-2-v0: 2 episodes, {len(transitions)} steps\nin {minari_folder / 'hammer-2-v0'}\n")
+    assert result.stdout == f"hammer-2: 2 episodes, {len(transitions)} steps\n"
     assert transitions.rewards.sum() == 2
     assert transitions.env_id == HAMMER
+    assert (minari_folder / "hammer-2-v0/data/main_data.hdf5").is_file()
 
     with pytest.raises(SystemExit) as exit_info:
         main(list(arguments))
@@ -255,7 +256,7 @@ def test_collect_records_and_refuses_to_overwrite(tmp_path, minari_folder, capsy
         "sb3-ext collect: error: The Minari dataset 'hammer-2-v0' exists. Choose another --output or add --overwrite."
     )
     main([*arguments, "--overwrite", "--seed", "1"])
-    assert "hammer-2-v0: 2 episodes" in capsys.readouterr().out
+    assert "hammer-2: 2 episodes" in capsys.readouterr().out
     assert not np.array_equal(load_demonstrations("hammer-2").observations[0], transitions.observations[0])
 
 
@@ -265,7 +266,7 @@ def test_collect_passes_noise_failures_and_environment_arguments_on(capsys):
     with pytest.raises(SystemExit, match=r"sb3-ext collect: error: Only 0 of 10 episodes succeeded.*--keep-failures"):
         main(arguments)
     main([*arguments, "--keep-failures"])
-    assert "short-v0: 1 episodes, 5 steps" in capsys.readouterr().out
+    assert "short: 1 episodes, 5 steps" in capsys.readouterr().out
     clean = load_demonstrations("short")
     assert (clean.observations[:, 36:] == 0).all()
     main([*arguments, "--keep-failures", "--overwrite", "--noise", "0.1"])

@@ -54,12 +54,12 @@ class DiscreteEnv(ReachEnv):
 
 
 def reach_demos(n_episodes: int = 5, seed: int = 0, **kwargs):
-    """Episodes of the scripted expert as ``Transitions``."""
-    from sb3_ext.datasets import Transitions, rollout_episodes
+    """Episodes of the scripted expert."""
+    from sb3_ext.datasets import rollout_episodes
     from sb3_ext.datasets.collect import scripted_expert
 
     env = reach_env(**kwargs)
-    return Transitions.from_episodes(rollout_episodes(env, scripted_expert(env), n_episodes, seed=seed), "reach demos")
+    return rollout_episodes(env, scripted_expert(env), n_episodes, seed=seed, source="reach demos")
 
 
 class AimEnv(gym.Env):

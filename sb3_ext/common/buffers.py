@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import BaseBuffer, DictReplayBuffer, NStepReplayBuffer, ReplayBuffer
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, ReplayBufferSamples
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_ext.datasets.transitions import map_observations
+from sb3_ext.datasets.dataset import Dataset, map_observations
+from sb3_ext.datasets.replay_buffer import scale_actions
 
 Samples = ReplayBufferSamples | DictReplayBufferSamples
 
@@ -216,7 +217,7 @@ class TensorReplayBuffer(ReplayBuffer):
         )
 
     def _observations(self, name: str, rows: th.Tensor, env: VecNormalize | None) -> Any:
-        taken = map_observations(lambda column: column.index_select(0, rows), self._rows[name])
+        taken = self._take(name, rows)
         if env is None or not env.norm_obs:
             return map_observations(_to_float32, taken)
         if not isinstance(taken, dict):
@@ -227,6 +228,9 @@ class TensorReplayBuffer(ReplayBuffer):
             key: _standardized(value, env.obs_rms[key], env) if key in env.norm_obs_keys else _to_float32(value)
             for key, value in taken.items()
         }
+
+    def _take(self, name: str, rows: th.Tensor) -> Any:
+        return map_observations(lambda column: column.index_select(0, rows), self._rows[name])
 
     def _n_step_returns(self, rows: th.Tensor, env: VecNormalize | None) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """Discounted rewards up to the end of the episode or the newest transition, gamma**n, and the last row."""
@@ -244,6 +248,78 @@ class TensorReplayBuffer(ReplayBuffer):
             returns = returns + alive * self.gamma**k * _normalized_rewards(rewards[last], env)
             discounts = th.where(alive, self.gamma ** (k + 1), discounts)
         return returns, discounts.unsqueeze(1), last
+
+
+class DatasetBuffer(TensorReplayBuffer):
+    """
+    A dataset as a read-only buffer: sampled like :class:`TensorReplayBuffer`, but every observation is there once. On a
+    CPU observations, and actions where their bounds are -1 and 1, are the dataset's own arrays.
+
+    :param dataset: Transitions, checked against the spaces before.
+    :param observation_space: Observation space of the model.
+    :param action_space: Action space of the model; actions are scaled from it to [-1, 1].
+    :param device: Where columns and batches are.
+    :param n_steps: Steps of the n-step return; a return ends with its episode.
+    :param gamma: Discount factor of n-step returns, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        device: th.device | str = "auto",
+        n_steps: int = 1,
+        gamma: float = 0.99,
+    ):
+        n = len(dataset)
+        # Not TensorReplayBuffer's constructor, which would allocate columns
+        BaseBuffer.__init__(self, n, observation_space, action_space, device, n_envs=1)  # type: ignore[arg-type]
+        self.n_steps, self.gamma = n_steps, gamma
+        self.full = True
+        ends = dataset.ends
+
+        def column(array: np.ndarray) -> th.Tensor:
+            array = array.astype(np.int64) if array.dtype.kind in "ui" and array.dtype != np.uint8 else array
+            if not array.flags.writeable:
+                array = array.copy()  # PyTorch has no tensors that must not be written
+            return th.from_numpy(array).to(self.device)
+
+        actions = scale_actions(dataset.actions, action_space).reshape(n, -1)
+        self._rows = {
+            "frames": map_observations(
+                lambda array: column(array.reshape(len(array), *array.shape[1:] or (1,))), dataset.frames
+            ),
+            "observations": column(dataset.rows),
+            "next_observations": column(dataset.next_rows),
+            "actions": column(actions),
+            "rewards": column(dataset.rewards),
+            "dones": column(ends.astype(np.float32)),
+            # SB3 bootstraps where `timeouts` is set; a state that is terminal as well must not be
+            "timeouts": column((ends & ~dataset.terminations).astype(np.float32)),
+        }
+
+    @property
+    def device(self) -> th.device:
+        """Where columns and batches are, for good."""
+        return self._device
+
+    @device.setter
+    def device(self, device: th.device) -> None:
+        self._device = device
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """:raises TypeError: always; the dataset stays as it is"""
+        raise TypeError("A DatasetBuffer is read-only. New transitions go into the algorithm's replay buffer.")
+
+    @property
+    def frames(self) -> Any:
+        """All observations of the dataset as tensors, each once."""
+        return self._rows["frames"]
+
+    def _take(self, name: str, rows: th.Tensor) -> Any:
+        frames = self._rows[name].index_select(0, rows)
+        return map_observations(lambda column: column.index_select(0, frames), self._rows["frames"])
 
 
 def _to_numpy(column: np.ndarray | th.Tensor) -> np.ndarray:

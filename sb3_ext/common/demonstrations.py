@@ -7,17 +7,19 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.buffers import NStepReplayBuffer, ReplayBuffer
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.type_aliases import MaybeCallback
 from stable_baselines3.common.vec_env import VecTransposeImage, unwrap_vec_wrapper
 
-from sb3_ext.common.buffers import Samples, TensorReplayBuffer
+from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
 from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
 from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
-from sb3_ext.datasets.load import DemosLike, load_demonstrations
-from sb3_ext.datasets.transitions import DatasetError, Transitions
+from sb3_ext.datasets.checks import check_spaces
+from sb3_ext.datasets.dataset import Dataset, map_observations
+from sb3_ext.datasets.errors import DatasetError
+from sb3_ext.datasets.load import DatasetLike, load_demonstrations
 
 
 class DemonstrationsMixin(OffPolicyMixin):
@@ -29,12 +31,13 @@ class DemonstrationsMixin(OffPolicyMixin):
     overwrites them.
     """
 
-    demos: DemosLike | None
+    demos: DatasetLike | None
     demo_ratio: float
     standardize_observations: bool
-    demo_buffer: TensorReplayBuffer | None = None
+    demo_buffer: DatasetBuffer | None = None
     # Saved with the model
     _has_statistics = False
+    demo_metadata: dict[str, Any] | None = None
 
     def _demo_uses(self) -> dict[str, float]:
         """Arguments that use demonstrations, with their values; 0 is no use."""
@@ -81,27 +84,25 @@ class DemonstrationsMixin(OffPolicyMixin):
             raise ValueError(
                 f"demo_ratio={self.demo_ratio} of batch_size={self.batch_size} rows is less than one row: raise either."
             )
-        transitions = load_demonstrations(self.demos, self._env_spec(), self.seed)
-        transitions = self._transpose_images(transitions)
-        transitions.check_spaces(self.observation_space, self.action_space)
-        self.demo_buffer = self._make_demo_buffer(transitions)
+        dataset = load_demonstrations(self.demos, self._env_spec(), self.seed)
+        dataset = self._transpose_images(dataset)
+        check_spaces(dataset, self.observation_space, self.action_space)
+        self.demo_buffer = self._make_demo_buffer(dataset)
+        self.demo_metadata = dataset.metadata.to_dict()
         if self.standardize_observations and not self._has_statistics:
-            assert isinstance(transitions.observations, np.ndarray)
-            set_statistics(self.policy, transitions.observations)
+            observations = dataset.observations
+            assert isinstance(observations, np.ndarray)
+            set_statistics(self.policy, observations)
             self._has_statistics = True
 
-    def _transpose_images(self, transitions: Transitions) -> Transitions:
+    def _transpose_images(self, dataset: Dataset) -> Dataset:
         """Demonstrations hold images as the environment gives them; SB3 may have put their channels first."""
         assert self.env is not None
         wrapper = unwrap_vec_wrapper(self.env, VecTransposeImage)
         if wrapper is None:
-            return transitions
-        transitions.check_spaces(wrapper.venv.observation_space, self.action_space)
-        transposed: dict[str, Any] = {
-            name: wrapper.transpose_observations(getattr(transitions, name))
-            for name in ("observations", "next_observations")
-        }
-        return replace(transitions, **transposed)
+            return dataset
+        check_spaces(dataset, wrapper.venv.observation_space, self.action_space)
+        return replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
 
     def _env_spec(self) -> EnvSpec | None:
         """How to make the training environment once more; None if it was not made by ``gym.make``."""
@@ -113,7 +114,7 @@ class DemonstrationsMixin(OffPolicyMixin):
         wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
         return replace(spec, additional_wrappers=wrappers)
 
-    def _make_demo_buffer(self, transitions: Transitions) -> TensorReplayBuffer:
+    def _make_demo_buffer(self, dataset: Dataset) -> DatasetBuffer:
         kwargs: dict[str, Any] = {}
         if isinstance(self.replay_buffer, (TensorReplayBuffer, NStepReplayBuffer)):
             # Both halves of a batch have returns of the same length
@@ -123,11 +124,7 @@ class DemonstrationsMixin(OffPolicyMixin):
                 f"n_steps={self.n_steps} with demonstrations needs TensorReplayBuffer or SB3's NStepReplayBuffer, not "
                 f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
             )
-        buffer = TensorReplayBuffer(len(transitions), self.observation_space, self.action_space, device="cpu", **kwargs)
-        is_box = isinstance(self.action_space, spaces.Box)
-        transitions.fill(buffer, self.policy.scale_action if is_box else None)
-        buffer.device = self.device
-        return buffer
+        return DatasetBuffer(dataset, self.observation_space, self.action_space, device=self.device, **kwargs)
 
     def _setup_learn(
         self,
@@ -163,19 +160,19 @@ class DemonstrationsMixin(OffPolicyMixin):
                 f"{name}.load(path, env=env, demos=None, {', '.join(f'{key}=0' for key in needs)})."
             ) from error
 
-    def _initialise_normalization(self, demo_buffer: ReplayBuffer) -> None:
+    def _initialise_normalization(self, demo_buffer: DatasetBuffer) -> None:
         """A young ``VecNormalize`` takes up the statistics of the demonstrations, so that cloning sees their scale."""
         vec_normalize = self._vec_normalize_env
         if vec_normalize is None or not vec_normalize.norm_obs or not vec_normalize.training:
             return
+        observations = map_observations(lambda column: column.cpu().numpy(), demo_buffer.frames)
         if isinstance(vec_normalize.obs_rms, dict):
-            assert isinstance(demo_buffer.observations, dict)
-            pairs = [(rms, demo_buffer.observations[key]) for key, rms in vec_normalize.obs_rms.items()]
+            pairs = [(rms, observations[key]) for key, rms in vec_normalize.obs_rms.items()]
         else:
-            pairs = [(vec_normalize.obs_rms, demo_buffer.observations)]
-        for rms, observations in pairs:
-            if rms.count < len(observations):
-                rms.update(observations[:, 0])
+            pairs = [(vec_normalize.obs_rms, observations)]
+        for rms, values in pairs:
+            if rms.count < len(values):
+                rms.update(values)
 
     def _sample_mixed_batches(self, n_batches: int, batch_size: int) -> Samples:
         """

@@ -20,7 +20,7 @@ from sb3_ext.common.buffers import Samples, TensorReplayBuffer
 from sb3_ext.common.engine import UpdateEngine
 from sb3_ext.common.engine.engine import check_arguments
 from sb3_ext.common.engine.process import tune_process
-from sb3_ext.datasets.transitions import map_observations
+from sb3_ext.datasets.dataset import map_observations
 
 # A mixin uses the class that it is mixed into; only a type checker needs to be told which that is
 if TYPE_CHECKING:

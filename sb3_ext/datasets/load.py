@@ -1,75 +1,254 @@
-"""Demonstrations from whatever a user has: a Minari dataset, a file, arrays, or the environment's scripted expert."""
+"""One function that loads whatever a user has."""
 
+import difflib
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from stable_baselines3.common.buffers import ReplayBuffer
 
-from sb3_ext.datasets.collect import minari_id, rollout_episodes, scripted_expert
-from sb3_ext.datasets.transitions import DatasetError, Transitions
+from sb3_ext.datasets.checks import BadEpisodes, check_bad_episodes, check_jumps, check_rewards, mend
+from sb3_ext.datasets.collect import rollout_episodes, scripted_expert
+from sb3_ext.datasets.d4rl import FILES, find_d4rl, is_d4rl_name, is_uncompressed, read_d4rl
+from sb3_ext.datasets.dataset import Dataset
+from sb3_ext.datasets.demo import DEMO_DATASETS, find_demo
+from sb3_ext.datasets.errors import DatasetError
+from sb3_ext.datasets.folder import CacheEntry, cache_folder, is_dataset_folder, read_folder
+from sb3_ext.datasets.minari import DEFAULT_INFOS, data_folder, minari_id, read_minari
+from sb3_ext.datasets.replay_buffer import read_replay_buffer
+from sb3_ext.datasets.transforms import (
+    RewardShift,
+    TerminateAtSuccess,
+    Transform,
+    TruncateAtSuccess,
+    transform_from_dict,
+)
 
-DemosLike = str | os.PathLike | Mapping[str, Any] | Transitions
+DatasetLike = str | os.PathLike | Mapping[str, Any] | Dataset | ReplayBuffer
 SCRIPTED_PREFIX = "scripted:"
 
 
-def load_demonstrations(
-    demos: DemosLike, env_spec: gym.envs.registration.EnvSpec | None = None, seed: int | None = None
-) -> Transitions:
+def load(
+    spec: DatasetLike,
+    *,
+    transforms: Iterable[Transform | Mapping[str, Any]] = (),
+    truncate_at_success: bool = False,
+    terminate_at_success: bool = False,
+    reward_shift: float = 0.0,
+    bad_episodes: BadEpisodes = "raise",
+    infos: bool | Sequence[str] = DEFAULT_INFOS,
+    allow_constant_rewards: bool = False,
+    trust: bool = False,
+    download: bool = True,
+    cache: bool = True,
+) -> Dataset:
     """
-    :param demos: one of
+    Load a dataset of any known kind.
 
-        - the id of a local Minari dataset (``"hammer-10"`` stands for ``"hammer-10-v0"``),
-        - a path: a Minari dataset folder, an ``.hdf5`` file in D4RL's layout, or an ``.npz`` file with the columns of
-          :class:`~sb3_ext.datasets.Transitions`,
-        - ``"scripted:10"``: ten successful episodes of the environment's scripted expert, collected on the spot,
-        - a mapping of arrays or a ``Transitions`` object.
+    :param spec: one of
+
+        - the id of a Minari dataset, ``"hammer-10"`` for ``"hammer-10-v0"``; one with a namespace, such as
+          ``"D4RL/pointmaze/umaze-v2"``, is downloaded where it is missing;
+        - ``"demo/pointmaze-umaze"``, ``-medium`` or ``-large``: 100,000 transitions of a planner, made on the spot;
+        - D4RL's name of a dataset, ``"antmaze-umaze-v2"``; it is downloaded where it is missing;
+        - a path: a folder of Minari or of our own (:func:`~sb3_ext.datasets.save`), an ``.hdf5`` file in D4RL's layout,
+          an ``.npz`` file with the columns of :meth:`Dataset.from_arrays`, or the ``.pkl`` file of a replay buffer;
+        - one of SB3's replay buffers, a mapping of arrays, or a ``Dataset``.
+    :param transforms: objects of :mod:`sb3_ext.datasets.transforms`, or mappings such as
+        ``{"name": "top_episodes", "percent": 10}``, applied in this order, after the three arguments that follow
+    :param truncate_at_success: drop what follows the first success of an episode
+    :param terminate_at_success: make every successful step terminal
+    :param reward_shift: added to every reward, -1 for AntMaze
+    :param bad_episodes: for episodes with NaN or infinite values or with columns that do not fit together: ``"raise"``,
+        ``"drop"`` them, or ``"repair"`` them by keeping their sound part. What was done is counted in the metadata.
+    :param infos: which further columns to read where they exist: names, or True for all
+    :param allow_constant_rewards: take data whose rewards are all equal, which only cloning can use
+    :param trust: open pickles, which can run code
+    :param download: whether what is missing may be downloaded
+    :param cache: keep the columns of compressed sources in ``SB3_EXT_CACHE`` (``~/.cache/sb3_ext``), memory-mapped at
+        the next load
+    :raises DatasetError: nothing is found, or what is found is empty, broken or unusable.
+    """
+    check_bad_episodes(bad_episodes)
+    shortcuts: list[Transform] = []
+    if truncate_at_success:
+        shortcuts.append(TruncateAtSuccess())
+    if terminate_at_success:
+        shortcuts.append(TerminateAtSuccess())
+    if reward_shift:
+        shortcuts.append(RewardShift(reward_shift))
+    dataset = read(spec, bad_episodes, infos, trust, download, cache)
+    if not allow_constant_rewards:
+        check_rewards(dataset)
+    for transform in (*shortcuts, *transforms):
+        dataset = (transform if isinstance(transform, Transform) else transform_from_dict(transform))(dataset)
+    return dataset
+
+
+def read(
+    spec: DatasetLike,
+    bad_episodes: BadEpisodes = "raise",
+    infos: bool | Sequence[str] = DEFAULT_INFOS,
+    trust: bool = False,
+    download: bool = True,
+    cache: bool = True,
+) -> Dataset:
+    """What :func:`load` does before transforms and without a look at the rewards; the arguments are its own."""
+    if isinstance(spec, Dataset):
+        return mend(spec, bad_episodes)
+    if isinstance(spec, Mapping):
+        try:
+            return mend(Dataset.from_arrays(spec), bad_episodes)
+        except (TypeError, ValueError, StopIteration) as error:
+            if isinstance(error, DatasetError):
+                raise
+            raise DatasetError(f"These arrays are no columns of transitions: {error}. Give one row a step.") from error
+    if isinstance(spec, ReplayBuffer):
+        return mend(read_replay_buffer(spec, trust=True), bad_episodes)
+    if not isinstance(spec, (str, os.PathLike)):
+        raise DatasetError(
+            f"A dataset is a Minari id, a D4RL name, a path, a mapping of arrays, a replay buffer or a Dataset, not "
+            f"{type(spec)}."
+        )
+    name = os.fspath(spec)
+    infos = [infos] if isinstance(infos, str) else infos
+    path = _find(name, download)
+    try:
+        dataset = _read_cached(name, path, bad_episodes, infos, trust, cache)
+    except DatasetError:
+        raise
+    except Exception as error:  # a broken file can make any library stumble in ways of its own
+        raise DatasetError(f"{name} cannot be read: {type(error).__name__}: {error}") from error
+    return dataset
+
+
+def _find(name: str, download: bool) -> Path:
+    """
+    :return: a file, or the folder of a dataset
+    :raises DatasetError: there is nothing of this name.
+    """
+    path = Path(name).expanduser()
+    if path.suffix in (".npz", ".hdf5", ".h5", ".pkl"):
+        if not path.is_file():
+            raise DatasetError(f"There is no file {path}.")
+        return path
+    if path.is_dir():
+        folder = path if is_dataset_folder(path) else data_folder(path)
+        if folder is None:
+            raise DatasetError(
+                f"The folder {name!r} holds no dataset: neither a metadata.json of Minari nor a dataset.json of ours."
+            )
+        return folder
+    if name in DEMO_DATASETS:
+        return find_demo(name)
+    if is_d4rl_name(name):
+        return find_d4rl(name, cache_folder() / "d4rl", download)
+    return _find_minari(name, download)
+
+
+def _find_minari(name: str, download: bool) -> Path:
+    import minari
+    from minari.storage import get_dataset_path
+
+    try:
+        dataset_id = minari_id(name)
+    except DatasetError as error:
+        if os.sep in name:
+            raise DatasetError(
+                f"There is nothing at {name!r}, and it is no Minari id. Files end in .npz, .hdf5, .h5 or .pkl."
+            ) from error
+        raise
+    folder = data_folder(get_dataset_path(dataset_id))
+    if folder is None and download and "/" in dataset_id and not name.startswith((".", "/")):
+        try:
+            minari.download_dataset(dataset_id)
+        except Exception as error:  # those of the net, of the hub and of Minari
+            raise DatasetError(
+                f"The Minari dataset {dataset_id!r} is not in {get_dataset_path()} and cannot be downloaded "
+                f"({type(error).__name__}: {error}). On a machine with access: minari download {dataset_id}; then copy "
+                "the folder, or set MINARI_DATASETS_PATH to where it lies."
+            ) from error
+        folder = data_folder(get_dataset_path(dataset_id))
+    if folder is None:
+        close = difflib.get_close_matches(name, [*DEMO_DATASETS, *FILES, *minari.list_local_datasets()], n=3)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise DatasetError(
+            f"There is no folder {name!r} and no local Minari dataset {dataset_id!r}.{hint} Collect it (sb3-ext "
+            f"collect --help), download it (minari download {dataset_id}) or set MINARI_DATASETS_PATH to where it lies."
+        )
+    return folder
+
+
+def _read_cached(
+    name: str, path: Path, bad_episodes: BadEpisodes, infos: bool | Sequence[str], trust: bool, cache: bool
+) -> Dataset:
+    if is_dataset_folder(path):
+        return mend(read_folder(path), bad_episodes)
+    if path.suffix == ".npz":
+        return mend(_read_npz(path), bad_episodes)
+    if path.suffix == ".pkl":
+        return mend(read_replay_buffer(path, trust), bad_episodes)
+    is_file = path.suffix in (".hdf5", ".h5")
+    d4rl_name = name if is_d4rl_name(name) else None  # decides on the metadata
+    names = infos if isinstance(infos, bool) else list(infos)
+    options = {"bad_episodes": bad_episodes, "infos": names, "d4rl_name": d4rl_name}
+    # A file of plain columns is read as fast as a cache would be
+    entry = CacheEntry(path, options) if cache and not is_uncompressed(path) else None
+    cached = entry.read() if entry else None
+    if cached is not None:
+        for what, number in cached.metadata.counts.items():
+            warnings.warn(f"{name}: {number} {what}.", stacklevel=3)
+        return cached.with_metadata(source=str(path) if is_file else repr(name))
+    if is_file:
+        dataset = read_d4rl(path, infos, d4rl_name)
+    else:
+        dataset = read_minari(path, repr(name), infos, bad_episodes)
+    dataset = check_jumps(mend(dataset, bad_episodes), bad_episodes)
+    if entry is not None:
+        try:
+            entry.write(dataset)
+        except DatasetError as error:
+            warnings.warn(f"{error} The data are loaded, only the next load will not be faster.", stacklevel=3)
+    return dataset
+
+
+def _read_npz(path: Path) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {key: archive[key] for key in archive.files}
+    except Exception as error:  # a broken archive raises one of zipfile's, zlib's or NumPy's many errors
+        raise DatasetError(f"{path} is no readable .npz archive ({error}). Write it with numpy.savez.") from error
+    return Dataset.from_arrays(arrays, source=str(path))
+
+
+def load_demonstrations(
+    demos: DatasetLike, env_spec: gym.envs.registration.EnvSpec | None = None, seed: int | None = None
+) -> Dataset:
+    """
+    Demonstrations for an algorithm's ``demos`` argument.
+
+    :param demos: whatever :func:`load` takes, or ``"scripted:10"``: ten successful episodes of the environment's
+        scripted expert, collected on the spot
     :param env_spec: Gymnasium's spec of the environment that the demonstrations are for. ``"scripted:N"`` needs it.
     :param seed: seed of the episodes of ``"scripted:N"``
     :raises DatasetError: nothing is found, or what is found is empty, broken or of an environment with another id.
     """
-    if isinstance(demos, Transitions):
-        transitions = demos
-    elif isinstance(demos, Mapping):
-        transitions = Transitions.from_arrays(demos)
-    elif isinstance(demos, (str, os.PathLike)):
-        transitions = _load_named(os.fspath(demos), env_spec, seed)
-    else:
+    if isinstance(demos, str) and demos.startswith(SCRIPTED_PREFIX):
+        return _collect_scripted(demos, env_spec, seed)
+    dataset = read(demos)
+    if env_spec is not None and dataset.env_id not in (None, env_spec.id):
         raise DatasetError(
-            f"demos must be a Minari id, a path, 'scripted:N', a mapping of arrays or Transitions, not {type(demos)}."
+            f"{dataset.source} was recorded in {dataset.env_id}, but training is in {env_spec.id}. If that is meant, "
+            "say so: demos=load_demonstrations(...).with_metadata(env_id=None)."
         )
-    if env_spec is not None and transitions.env_id not in (None, env_spec.id):
-        raise DatasetError(
-            f"{transitions.source} was recorded in {transitions.env_id}, but training is in {env_spec.id}. If that is "
-            "meant, say so: demos=dataclasses.replace(load_demonstrations(...), env_id=None)."
-        )
-    return transitions
+    return dataset
 
 
-def _load_named(name: str, env_spec: gym.envs.registration.EnvSpec | None, seed: int | None) -> Transitions:
-    if name.startswith(SCRIPTED_PREFIX):
-        return _collect_scripted(name, env_spec, seed)
-    path = Path(name).expanduser()
-    if path.suffix == ".npz":
-        return _load_npz(path)
-    if path.suffix in (".hdf5", ".h5"):
-        return _load_d4rl(path)
-    if os.sep in name and not path.is_dir() and not _is_minari_id(name):
-        raise DatasetError(f"There is nothing at {name!r}, and it is no Minari id. Files end in .npz, .hdf5 or .h5.")
-    return _load_minari(name, path)
-
-
-def _is_minari_id(name: str) -> bool:
-    try:
-        minari_id(name)
-    except DatasetError:
-        return False
-    return True
-
-
-def _collect_scripted(name: str, env_spec: gym.envs.registration.EnvSpec | None, seed: int | None) -> Transitions:
+def _collect_scripted(name: str, env_spec: gym.envs.registration.EnvSpec | None, seed: int | None) -> Dataset:
     count = name.removeprefix(SCRIPTED_PREFIX)
     if not count.isdigit() or int(count) == 0:
         raise DatasetError(f"demos={name!r}: write the number of episodes after the colon, as in 'scripted:10'.")
@@ -83,87 +262,8 @@ def _collect_scripted(name: str, env_spec: gym.envs.registration.EnvSpec | None,
             "environment instead: sb3_ext.datasets.rollout_episodes(env, ...)."
         ) from error
     try:
-        episodes = rollout_episodes(env, scripted_expert(env), n_episodes=int(count), seed=seed or 0)
+        return rollout_episodes(
+            env, scripted_expert(env), n_episodes=int(count), seed=seed or 0, source=f"demos={name!r}"
+        )
     finally:
         env.close()
-    return Transitions.from_episodes(episodes, source=f"demos={name!r}", env_id=env_spec.id)
-
-
-def _load_npz(path: Path) -> Transitions:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
-    except FileNotFoundError as error:
-        raise DatasetError(f"There is no file {path}.") from error
-    except Exception as error:  # a broken archive raises one of zipfile's, zlib's or NumPy's many errors
-        raise DatasetError(f"{path} is no readable .npz archive ({error}). Write it with numpy.savez.") from error
-    return Transitions.from_arrays(arrays, source=str(path))
-
-
-def _load_d4rl(path: Path) -> Transitions:
-    """
-    D4RL's raw layout (Fu et al. 2020, https://arxiv.org/abs/2004.07219), without the ``d4rl`` package. Where the file
-    has no next observations they are the next rows, and steps cut off by a timeout are dropped, as in its
-    ``qlearning_dataset``: what they led to is not in the file.
-    """
-    import h5py
-
-    needed = ("observations", "actions", "rewards", "terminals")
-    optional = ("timeouts", "next_observations")
-    try:
-        with h5py.File(path, "r") as file:
-            columns = {key: file[key][:] for key in (*needed, *optional) if key in file}
-    except FileNotFoundError as error:
-        raise DatasetError(f"There is no file {path}.") from error
-    except Exception as error:  # h5py raises OSError, KeyError, RuntimeError or TypeError, by what is broken
-        raise DatasetError(f"{path} is no readable HDF5 file ({type(error).__name__}: {error}).") from error
-    missing = [key for key in needed if key not in columns]
-    if missing:
-        raise DatasetError(f"{path} lacks the columns {missing}: D4RL's layout has {list(needed)} and timeouts.")
-    lengths = {key: len(column) for key, column in columns.items()}
-    if len(set(lengths.values())) != 1 or len(columns["actions"]) < 2:
-        raise DatasetError(f"{path}: columns need one row a step, and two steps at least; found {lengths}.")
-
-    terminations = columns["terminals"].astype(bool).reshape(-1)
-    cut = columns.get("timeouts", np.zeros(len(terminations))).astype(bool).reshape(-1) & ~terminations
-    cut[-1] |= not terminations[-1]
-    truncations, keep = cut.copy(), np.ones(len(cut), dtype=bool)
-    if "next_observations" not in columns:
-        columns["next_observations"] = np.concatenate([columns["observations"][1:], columns["observations"][-1:]])
-        keep = ~cut
-        truncations = np.append(cut[1:], False) & ~terminations  # the last step that is kept
-    return Transitions.from_arrays(
-        {
-            "observations": columns["observations"][keep],
-            "actions": columns["actions"][keep],
-            "rewards": columns["rewards"][keep],
-            "next_observations": columns["next_observations"][keep],
-            "terminations": terminations[keep],
-            "truncations": truncations[keep],
-        },
-        source=str(path),
-    )
-
-
-def _load_minari(name: str, path: Path) -> Transitions:
-    import minari
-    from minari import MinariDataset
-
-    try:
-        if path.is_dir():
-            data = path / "data"
-            dataset = MinariDataset(data if data.is_dir() else path)
-        elif (dataset_id := minari_id(name)) in minari.list_local_datasets():
-            dataset = minari.load_dataset(dataset_id)
-        else:
-            raise DatasetError(
-                f"There is no folder {name!r} and no local Minari dataset {dataset_id!r}. Collect it (sb3-ext collect "
-                f"--help), download it (minari download {dataset_id}) or set MINARI_DATASETS_PATH to where it lies."
-            )
-        episodes = list(dataset.iterate_episodes())
-    except DatasetError:
-        raise
-    except Exception as error:  # h5py, JSON and Minari each have errors of their own for a damaged dataset
-        raise DatasetError(f"The Minari dataset {name!r} cannot be read: {type(error).__name__}: {error}") from error
-    env_spec = dataset.env_spec
-    return Transitions.from_episodes(episodes, source=f"{name!r}", env_id=env_spec.id if env_spec else None)

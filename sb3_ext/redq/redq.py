@@ -20,7 +20,7 @@ from sb3_ext.common.ensemble import EnsembleCritic, draw_members
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
 from sb3_ext.common.off_policy import Metrics, unstack
 from sb3_ext.common.schedules import as_schedule
-from sb3_ext.datasets.load import DemosLike
+from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.redq.policies import (
     CnnPolicy,
     MlpPolicy,
@@ -94,7 +94,7 @@ class REDQ(DemonstrationsMixin, SAC):
         learn it. The truncated-normal actor's entropy is fixed: there ``"auto"`` is 0 and other numbers are an error.
     :param target_entropy: Target of the learnt coefficient; ``"auto"`` is minus the number of action dimensions.
     :param demos: Demonstrations: a Minari id, a path, ``"scripted:10"``, arrays or
-        :class:`~sb3_ext.datasets.Transitions`, see :func:`~sb3_ext.datasets.load_demonstrations`. Actions are in the
+        :class:`~sb3_ext.datasets.Dataset`, see :func:`~sb3_ext.datasets.load_demonstrations`. Actions are in the
         environment's own units. A name is kept in the saved model, data is not.
     :param demo_ratio: Share in [0, 1] of each critic and actor batch that comes from the demonstrations.
     :param bc_pretrain_steps: Cloning steps before the first environment step.
@@ -154,7 +154,7 @@ class REDQ(DemonstrationsMixin, SAC):
         n_steps: int = 1,
         ent_coef: str | float = "auto",
         target_entropy: str | float = "auto",
-        demos: DemosLike | None = None,
+        demos: DatasetLike | None = None,
         demo_ratio: float = 0.0,
         bc_pretrain_steps: int = 0,
         bc_gradient_steps: int = 0,

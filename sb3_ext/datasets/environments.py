@@ -1,0 +1,352 @@
+"""The environment that fits a dataset, and the check that it does."""
+
+import re
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+
+from sb3_ext.datasets.checks import check_spaces
+from sb3_ext.datasets.d4rl import is_d4rl_name
+from sb3_ext.datasets.dataset import Dataset, env_spec_from_json, leaves
+from sb3_ext.datasets.errors import DatasetError
+from sb3_ext.datasets.transforms import FlattenGoals, RewardScale, RewardShift, StandardizeObservations
+from sb3_ext_envs.mazes import FlatMazeEnv
+
+# Observations of the flat mazes without and with the goal
+_FLAT_SIZES = {"Ant": (29, 31), "Point": (4, 6)}
+_FLAT_VERSIONS = {"Ant": "v4", "Point": "v3"}
+_MAZES = ("UMaze", "Medium", "Large")
+
+# Share of positions that may lie in a wall: bodies are wider than a point, recordings of other simulators differ a bit
+MAX_SHARE_IN_WALLS = 0.01
+CHECKED_ROWS = 10_000
+
+# Metres. Within a radius of 0.45 around one goal, positions have a standard deviation of 0.23 along an axis; goals that
+# are drawn within 1 m make it 0.6
+ONE_GOAL_SPREAD = 0.4
+ROBOTICS_GOAL_NOISE = 1.0
+
+REPLAYED_STEPS = 32
+# Share of a step's length by which a replayed step may miss the recorded one: other simulator versions miss by 0.01,
+# other environments by 1 and more
+MAX_REPLAY_ERROR = 0.3
+
+
+def make_eval_env(dataset: Dataset, **kwargs: Any) -> gym.Env:
+    """
+    The environment to evaluate a policy in that was trained on this dataset: the one it was recorded in, with the same
+    flattened goals and standardised observations, and with its own rewards, whatever was done to the dataset's.
+
+    A flat AntMaze or Maze2D dataset gets ``AntMazeFlat/...`` or ``PointMazeFlat/...``.
+
+    :param kwargs: arguments of ``gym.make``
+    :raises DatasetError: the dataset does not name its environment, it is not installed, or it does not fit: other
+        shapes, another maze, goal, reward or version. The message names the fix.
+    """
+    return _make(dataset, training=False, kwargs=kwargs)
+
+
+def make_training_env(dataset: Dataset, **kwargs: Any) -> gym.Env:
+    """
+    Like :func:`make_eval_env`, but with rewards shifted and scaled like the dataset's, to train on in it.
+
+    :param kwargs: arguments of ``gym.make``
+    :raises DatasetError: see :func:`make_eval_env`
+    """
+    return _make(dataset, training=True, kwargs=kwargs)
+
+
+def _make(dataset: Dataset, training: bool, kwargs: dict[str, Any]) -> gym.Env:
+    spec, defaults = _choose(dataset)
+    try:
+        with warnings.catch_warnings():
+            # The data decide on the version
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            env = gym.make(spec, **{**defaults, **kwargs})
+    except Exception as error:  # Gymnasium's, and whatever a missing or broken simulator raises
+        name = spec if isinstance(spec, str) else spec.id
+        raise DatasetError(
+            f"{dataset.source}: its environment {name} cannot be made ({type(error).__name__}: {error}). Install or "
+            "import the package that registers it, or name another: dataset.with_metadata(env_id=..., env_spec=None)."
+        ) from error
+    try:
+        for transform in dataset.metadata.transforms:
+            env = transform.wrap_env(env, training)
+        check_env(dataset, env)
+    except DatasetError:
+        env.close()
+        raise
+    return env
+
+
+def _choose(dataset: Dataset) -> tuple[str | EnvSpec, dict[str, Any]]:
+    """Id or spec, and arguments."""
+    metadata = dataset.metadata
+    if metadata.env_id is None:
+        raise DatasetError(
+            f"{dataset.source} does not name its environment: dataset.with_metadata(env_id='...'), for instance "
+            "'AntMazeFlat/UMaze-v4'."
+        )
+    spec = env_spec_from_json(metadata.env_spec)
+    if spec is not None:
+        _register_robotics(spec.id)
+        return spec, {}
+    match = re.search(r"(Ant|Point)Maze(?:_|Flat/)(UMaze|Medium|Large)", metadata.env_id)
+    is_flat = isinstance(dataset.frames, np.ndarray) and not _find(dataset, FlattenGoals)
+    if match and is_flat:
+        agent, maze = match.groups()
+        sizes = _FLAT_SIZES[agent]
+        size = int(np.prod(leaves(dataset.frames)[""].shape[1:]))
+        if size not in sizes:
+            raise DatasetError(
+                f"{dataset.source} has {size} entries an observation; {agent}Maze has {sizes[0]}, or {sizes[1]} with "
+                f"the goal. {_version_hint(size)}"
+            )
+        arguments: dict[str, Any] = {"goal_observable": size == sizes[1]}
+        if is_d4rl_name(metadata.dataset_id or ""):
+            arguments["coordinates"] = "d4rl"
+        elif agent == "Ant" and _has_moving_goal(dataset):
+            arguments["goal_noise"] = ROBOTICS_GOAL_NOISE
+        return f"{agent}MazeFlat/{maze}-{_FLAT_VERSIONS[agent]}", arguments
+    _register_robotics(metadata.env_id)
+    return metadata.env_id, {}
+
+
+def _has_moving_goal(dataset: Dataset) -> bool:
+    """Whether successes are spread wider than around one goal. Data of Gymnasium-Robotics moves it in each episode."""
+    positions = positions_of(dataset)
+    if positions is None or dataset.successes is None or not dataset.successes.any():
+        return False
+    reached = positions[dataset.next_rows[dataset.successes]]
+    return bool(reached.std(axis=0).max() > ONE_GOAL_SPREAD)
+
+
+def _register_robotics(env_id: str) -> None:
+    """Gymnasium-Robotics registers its ids only where it is imported."""
+    if env_id not in gym.registry:
+        import gymnasium_robotics
+
+        gym.register_envs(gymnasium_robotics)
+
+
+def _find(dataset: Dataset, transform_class: type) -> list[Any]:
+    return [transform for transform in dataset.metadata.transforms if isinstance(transform, transform_class)]
+
+
+def check_env(dataset: Dataset, env: gym.Env) -> None:
+    """
+    :raises DatasetError: the dataset was not recorded in an environment like this one.
+    """
+    _check_spaces(dataset, env)
+    limit = env.spec.max_episode_steps if env.spec else None
+    if limit is not None and dataset.lengths.max() > limit:
+        raise DatasetError(
+            f"{dataset.source} has episodes of {dataset.lengths.max()} steps, {env.spec.id} ends after {limit}: pass "  # type: ignore[union-attr]
+            f"max_episode_steps={dataset.lengths.max()}, or use the version that the data were recorded in."
+        )
+    maze = maze_of(env)
+    positions = positions_of(dataset)
+    if maze is not None and positions is not None:
+        _check_maze(dataset, positions, maze, env)
+        _check_goal(dataset, positions, maze, env)
+    else:
+        _check_replay(dataset, env)
+
+
+def _check_spaces(dataset: Dataset, env: gym.Env) -> None:
+    space = env.observation_space
+    try:
+        check_spaces(dataset, space, env.action_space)
+    except DatasetError as error:
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        size = max((part.shape[0] for part in parts if part.shape), default=0)
+        raise DatasetError(f"{error} The environment is {_name(env)}. {_version_hint(size)}".strip()) from error
+
+
+def _version_hint(size: int) -> str:
+    if size in (105, 111, 113):
+        return (
+            "Ants of version v5 add 78 contact forces to the observation: make_eval_env(dataset, "
+            "include_cfrc_ext_in_observation=False), or use version v4."
+        )
+    return ""
+
+
+@dataclass(frozen=True)
+class Maze:
+    """
+    What an environment tells about its maze.
+
+    :param maze_map: whether a cell is a wall, shape (rows, columns)
+    :param to_cell: x and y in metres to row and column
+    :param to_xy: row and column to x and y of the cell's centre in metres
+    :param cell_size: width of a cell in metres
+    :param goal_cell: cell of the goal where that is always the same
+    """
+
+    maze_map: np.ndarray
+    to_cell: Callable[[np.ndarray], Any]
+    to_xy: Callable[[tuple[int, int]], np.ndarray]
+    cell_size: float
+    goal_cell: tuple[int, int] | None = None
+
+    def cells(self, positions: np.ndarray) -> np.ndarray:
+        """Row and column of each position, shape ``(n, 2)``; positions in metres, shape ``(n, 2)``."""
+        return np.array([self.to_cell(position) for position in positions.astype(np.float64)])
+
+    def share_in_walls(self, positions: np.ndarray) -> float:
+        """Share of the positions that lie in walls or outside."""
+        cells = self.cells(positions)
+        inside = np.all((cells >= 0) & (cells < self.maze_map.shape), axis=1)
+        rows, columns = (cells * inside.reshape(-1, 1)).T
+        return float(1 - np.mean(inside & ~self.maze_map[rows, columns]))
+
+
+def maze_of(env: gym.Env) -> Maze | None:
+    """The maze of one of our environments or of Gymnasium-Robotics'; None for other environments."""
+    unwrapped: Any = env.unwrapped
+    if isinstance(unwrapped, FlatMazeEnv):
+        return Maze(
+            np.array(unwrapped.maze_map) == 1,
+            unwrapped.xy_to_cell,
+            unwrapped.cell_to_xy,
+            unwrapped.CELL_SIZE,
+            unwrapped.fixed_goal_cell,
+        )
+    maze: Any = getattr(unwrapped, "maze", None)
+    if hasattr(maze, "cell_xy_to_rowcol"):  # Gymnasium-Robotics: letters in the map mark starts and goals
+        walls = np.array([[cell == 1 for cell in row] for row in maze.maze_map])
+        return Maze(walls, maze.cell_xy_to_rowcol, maze.cell_rowcol_to_xy, maze.maze_size_scaling)
+    return None
+
+
+def positions_of(dataset: Dataset) -> np.ndarray | None:
+    """x and y of every frame in metres, shape ``(n_frames, 2)``."""
+    frames = leaves(dataset.frames)
+    is_dict = isinstance(dataset.frames, Mapping)
+    flattened = _find(dataset, FlattenGoals)
+    if is_dict:
+        positions = frames.get("achieved_goal")
+    elif flattened and "Ant" in (dataset.env_id or "") and flattened[0].keys[0] != "achieved_goal":
+        return None  # an ant's observation without its position
+    else:
+        positions = frames[""][:, :2]
+    if positions is None:
+        return None
+    for transform in reversed(_find(dataset, StandardizeObservations)):
+        mean, std = (
+            np.float32(values["achieved_goal"] if is_dict else values[:2]) for values in (transform.mean, transform.std)
+        )
+        positions = positions * (std + transform.epsilon) + mean
+    return positions
+
+
+def _check_maze(dataset: Dataset, positions: np.ndarray, maze: Maze, env: gym.Env) -> None:
+    sample = _sample(positions[dataset.rows])
+    in_walls = maze.share_in_walls(sample)
+    if in_walls <= MAX_SHARE_IN_WALLS:
+        return
+    fitting = [env_id for env_id in _other_mazes(env) if _fits(env_id, sample)]
+    fix = (
+        f"They fit {fitting[0]}: dataset.with_metadata(env_id={fitting[0]!r}, env_spec=None)."
+        if fitting
+        else "Pass the maze_map of the recording, or the coordinates, to make_eval_env."
+    )
+    raise DatasetError(
+        f"{dataset.source} was recorded in another maze: {100 * in_walls:.0f} % of its positions lie in walls of "
+        f"{_name(env)}. {fix}"
+    )
+
+
+def _sample(rows: np.ndarray) -> np.ndarray:
+    return rows[:: max(len(rows) // CHECKED_ROWS, 1)]
+
+
+def _name(env: gym.Env) -> str:
+    return env.spec.id if env.spec else str(env)
+
+
+def _other_mazes(env: gym.Env) -> list[str]:
+    """Ids of the same robot's other mazes."""
+    own = _name(env)
+    others = [re.sub("|".join(_MAZES), maze, own) for maze in _MAZES]
+    return [env_id for env_id in others if env_id != own and env_id in gym.registry]
+
+
+def _fits(env_id: str, positions: np.ndarray) -> bool:
+    env = gym.make(env_id)
+    maze = maze_of(env)
+    env.close()
+    return maze is not None and maze.share_in_walls(positions) <= MAX_SHARE_IN_WALLS
+
+
+def _check_goal(dataset: Dataset, positions: np.ndarray, maze: Maze, env: gym.Env) -> None:
+    """Where the goal is fixed, successful steps have to end in its cell, and rewards to be 1 there."""
+    if maze.goal_cell is None or dataset.successes is None or not dataset.successes.any():
+        return
+    cells = maze.cells(_sample(positions[dataset.next_rows[dataset.successes]]))
+    most = np.unique(cells, axis=0, return_counts=True)
+    cell = tuple(int(i) for i in most[0][most[1].argmax()])
+    if cell != maze.goal_cell:
+        raise DatasetError(
+            f"{dataset.source} has its goal in cell {cell}, {_name(env)} in {maze.goal_cell}: "
+            f"make_eval_env(dataset, goal_cell={cell})."
+        )
+    shift, scale = 0.0, 1.0
+    for transform in dataset.metadata.transforms:
+        if isinstance(transform, (RewardShift, RewardScale)):
+            factor, constant = transform._factor_and_shift()
+            shift, scale = shift * factor + constant, scale * factor
+    expected = {np.float32(shift), np.float32(scale + shift)}
+    found = set(np.unique(dataset.rewards)[:10])
+    if not found <= expected:
+        raise DatasetError(
+            f"{dataset.source} has the rewards {sorted(map(float, found))}, the environment gives 0, and 1 at the goal."
+            " Load the raw rewards and shift them with reward_shift=, or use RelabelSuccess."
+        )
+
+
+def _check_replay(dataset: Dataset, env: gym.Env) -> None:
+    """Where the observation shows the whole state, recorded steps are played again: they lead to the same place."""
+    unwrapped: Any = env.unwrapped
+    model = getattr(unwrapped, "model", None)
+    if model is None or not hasattr(unwrapped, "set_state") or not isinstance(dataset.frames, np.ndarray):
+        return
+    n_hidden = model.nq + model.nv - dataset.frames[0].size  # the position along the track, which no reward depends on
+    if n_hidden not in (0, 1) or _find(dataset, StandardizeObservations):
+        return
+    own_rewards = dataset.rewards if not dataset.metadata.transforms else None
+    rng = np.random.default_rng(0)
+    candidates = np.flatnonzero(dataset.next_rows != dataset.rows)
+    errors, steps, reward_errors = [], [], []
+    env.reset(seed=0)
+    for i in rng.choice(candidates, min(REPLAYED_STEPS, len(candidates)), replace=False):
+        before, after = (dataset.frames[row].astype(np.float64) for row in (dataset.rows[i], dataset.next_rows[i]))
+        state = np.concatenate([np.zeros(n_hidden), before])
+        unwrapped.set_state(state[: model.nq], state[model.nq :])
+        obs, reward, *_ = unwrapped.step(dataset.actions[i])
+        errors.append(np.abs(obs - after))
+        steps.append(np.abs(after - before))
+        if own_rewards is not None:
+            reward_errors.append(abs(float(reward) - float(own_rewards[i])))
+    name = _name(env)
+    # The worst entry tells: another gravity shows in a single one. What hardly moves is held against what does.
+    usual = np.median(steps, axis=0)
+    worst = (np.median(errors, axis=0) / np.maximum(usual, 0.01 * usual.max() + 1e-6)).max()
+    if worst > MAX_REPLAY_ERROR:
+        raise DatasetError(
+            f"{dataset.source} was not recorded in {name}: from the same states the same actions lead elsewhere (median"
+            f" error {worst:.2f} of a step). Name the right version: dataset.with_metadata(env_id='...')."
+        )
+    if reward_errors and np.median(reward_errors) > 0.1 * dataset.rewards.std() + 1e-3:
+        raise DatasetError(
+            f"{dataset.source} has other rewards than {name} gives for the same steps (median difference "
+            f"{np.median(reward_errors):.3g}). Were they changed? Load the raw ones and use transforms, which "
+            "evaluation leaves out."
+        )

@@ -1,0 +1,389 @@
+"""
+What can be done to a dataset before training: small objects with a name, composed by calling one after the other, kept
+in the metadata and with the model that was trained on the result.
+
+A transform that depends on the data (:class:`StandardizeObservations`, :class:`NormalizeReturns`) freezes its
+statistics the first time it is applied; what the metadata hold are the frozen ones. Those that change what a policy
+sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation, TransformReward
+
+from sb3_ext.datasets.dataset import Dataset, leaves, map_observations
+from sb3_ext.datasets.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Base class: calling a transform gives a new dataset, whose metadata end in the transform."""
+
+    name: ClassVar[str]
+
+    def __call__(self, dataset: Dataset) -> Dataset:
+        """
+        :raises DatasetError: the dataset lacks what the transform needs.
+        """
+        fitted = self.fit(dataset)
+        transformed = fitted.apply(dataset)
+        return transformed.with_metadata(transforms=(*transformed.metadata.transforms, fitted))
+
+    def fit(self, dataset: Dataset) -> "Transform":
+        """With statistics of the dataset where the transform has some that are still open."""
+        return self
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        """The transformed data, metadata unchanged but for spaces."""
+        raise NotImplementedError
+
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        """
+        The environment as a policy trained on the result needs it.
+
+        :param training: whether the policy is trained in it; evaluation keeps the rewards as they are
+        """
+        return env
+
+    def to_dict(self) -> dict[str, Any]:
+        """Name and arguments as plain values."""
+        return {"name": self.name, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class _ScaledRewards(Transform):
+    """Rewards times a factor plus a constant."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not (isinstance(value, (int, float)) and np.isfinite(value)):
+                raise DatasetError(f"{self.name}: {name}={value!r} must be a finite number.")
+            if value == 0 and name != "shift":
+                raise DatasetError(f"{self.name}: {name}=0 would make all rewards equal.")
+
+    def _factor_and_shift(self) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        factor, shift = self._factor_and_shift()
+        return replace(dataset, rewards=(dataset.rewards * np.float32(factor) + np.float32(shift)))
+
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        factor, shift = self._factor_and_shift()
+        return TransformReward(env, lambda reward: float(reward) * factor + shift) if training else env
+
+
+@dataclass(frozen=True)
+class RewardShift(_ScaledRewards):
+    """
+    Add a constant to every reward. AntMaze needs -1: with rewards of 0 and 1 nothing tells a short way from a long one.
+
+    :param shift: what is added
+    """
+
+    name: ClassVar[str] = "reward_shift"
+    shift: float = -1.0
+
+    def _factor_and_shift(self) -> tuple[float, float]:
+        return 1.0, self.shift
+
+
+@dataclass(frozen=True)
+class RewardScale(_ScaledRewards):
+    """
+    Multiply every reward.
+
+    :param scale: the factor
+    """
+
+    name: ClassVar[str] = "reward_scale"
+    scale: float = 1.0
+
+    def _factor_and_shift(self) -> tuple[float, float]:
+        return self.scale, 0.0
+
+
+@dataclass(frozen=True)
+class NormalizeReturns(_ScaledRewards):
+    """
+    Divide rewards by the difference of the best and the worst episode's return and multiply them by ``max_range``
+    (Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169, for the MuJoCo tasks).
+
+    :param max_range: difference of the returns afterwards, above 0
+    :param factor: the frozen factor; None until the transform is applied
+    """
+
+    name: ClassVar[str] = "normalize_returns"
+    max_range: float = 1000.0
+    factor: float | None = None
+
+    def fit(self, dataset: Dataset) -> "NormalizeReturns":
+        if self.factor is not None:
+            return self
+        returns = dataset.returns
+        if returns.max() == returns.min():
+            raise DatasetError(f"{dataset.source}: every episode returns {returns[0]:g}; returns cannot be normalised.")
+        return replace(self, factor=float(self.max_range / (returns.max() - returns.min())))
+
+    def _factor_and_shift(self) -> tuple[float, float]:
+        assert self.factor is not None
+        return self.factor, 0.0
+
+
+@dataclass(frozen=True)
+class StandardizeObservations(Transform):
+    """
+    Shift and scale every entry of vector observations to mean 0 and standard deviation 1.
+
+    :param epsilon: added to the standard deviation
+    :param mean: frozen mean of each entry, by key for Dict observations; None until the transform is applied
+    :param std: frozen standard deviation, likewise
+    """
+
+    name: ClassVar[str] = "standardize_observations"
+    epsilon: float = 1e-3
+    mean: Any = None
+    std: Any = None
+
+    def __post_init__(self) -> None:
+        if (self.mean is None) != (self.std is None):
+            raise DatasetError("StandardizeObservations needs both mean and std, or neither.")
+
+    def fit(self, dataset: Dataset) -> "StandardizeObservations":
+        if self.mean is not None:
+            return self
+        if any(frames.ndim != 2 or frames.dtype != np.float32 for frames in leaves(dataset.frames).values()):
+            raise DatasetError(
+                f"{dataset.source}: observations are no vectors of numbers; they cannot be standardised."
+            )
+        mean = map_observations(lambda obs: obs.mean(axis=0, dtype=np.float64).tolist(), dataset.observations)
+        std = map_observations(lambda obs: obs.std(axis=0, dtype=np.float64).tolist(), dataset.observations)
+        return replace(self, mean=mean, std=std)
+
+    def _standardize(self, observations: Any) -> Any:
+        def one(obs: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+            scale = np.array(std, np.float32) + np.float32(self.epsilon)
+            return ((obs - np.array(mean, np.float32)) / scale).astype(np.float32)
+
+        return map_observations(one, observations, self.mean, self.std)
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        shapes = map_observations(lambda frames: frames.shape[1:], dataset.frames)
+        if shapes != map_observations(lambda mean: (len(mean),), self.mean):
+            raise DatasetError(f"{dataset.source}: observations have the shape {shapes}, the statistics another.")
+        dataset = replace(dataset, frames=self._standardize(dataset.frames))
+        return dataset.with_metadata(observation_space=_unbounded(dataset.metadata.observation_space))
+
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        return TransformObservation(env, self._standardize, _unbounded(env.observation_space))
+
+
+@dataclass(frozen=True)
+class TruncateAtSuccess(Transform):
+    """
+    Drop what follows the first success of an episode, which then counts as cut off there. In Minari's AntMaze data
+    most transitions are of an ant that sits on its goal (https://github.com/Farama-Foundation/Minari/issues/296).
+    """
+
+    name: ClassVar[str] = "truncate_at_success"
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        successes = successes_of(dataset)
+        before = np.cumsum(successes) - successes
+        keep = before == np.repeat(before[dataset.starts], dataset.lengths)
+        truncations = dataset.truncations | (successes & ~dataset.terminations)
+        return replace(dataset, truncations=truncations).select(keep)
+
+
+@dataclass(frozen=True)
+class TerminateAtSuccess(Transform):
+    """Every successful step is terminal, as in D4RL's AntMaze data: no value is taken over from beyond the goal."""
+
+    name: ClassVar[str] = "terminate_at_success"
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        successes = successes_of(dataset)
+        return replace(
+            dataset,
+            terminations=dataset.terminations | successes,
+            truncations=dataset.truncations & ~successes,
+        )
+
+
+@dataclass(frozen=True)
+class RelabelSuccess(Transform):
+    """
+    Sparse rewards: 1 where a step leads to success, 0 elsewhere. Success is what the data say, or coming near a goal.
+
+    :param goal: position of the goal in the first entries of the observation; None takes the success that was recorded
+    :param radius: distance at which it counts as reached, in the observation's units
+    """
+
+    name: ClassVar[str] = "relabel_success"
+    goal: Any = None
+    radius: float = 0.45
+
+    def __post_init__(self) -> None:
+        if self.goal is not None:  # plain numbers, as JSON holds them
+            object.__setattr__(self, "goal", tuple(float(entry) for entry in self.goal))
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        if self.goal is None:
+            successes = successes_of(dataset)
+        elif isinstance(dataset.frames, Mapping):
+            raise DatasetError(f"{dataset.source}: a goal needs flat observations. Apply FlattenGoals first.")
+        else:
+            position = dataset.frames[:, : len(self.goal)][dataset.next_rows]
+            successes = np.linalg.norm(position - np.float32(self.goal), axis=1) <= self.radius
+            # The successor of a terminal step is often not recorded: what was a success stays one
+            terminal = np.flatnonzero(dataset.terminations)
+            unknown = terminal[
+                (dataset.frames[dataset.rows[terminal]] == dataset.frames[dataset.next_rows[terminal]]).all(axis=1)
+            ]
+            if dataset.successes is not None:
+                successes[unknown] = dataset.successes[unknown]
+        infos = {**dataset.infos, "success": successes}
+        infos.pop("is_success", None)
+        return replace(dataset, rewards=successes.astype(np.float32), infos=infos)
+
+
+@dataclass(frozen=True)
+class TopEpisodes(Transform):
+    """
+    Keep the episodes with the highest returns, for behaviour cloning of the best x per cent.
+
+    :param percent: share of the episodes to keep, in (0, 100]; at least one is kept
+    """
+
+    name: ClassVar[str] = "top_episodes"
+    percent: float = 10.0
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        if not 0 < self.percent <= 100:
+            raise DatasetError(f"percent={self.percent} must be in (0, 100].")
+        n_kept = max(round(self.percent / 100 * dataset.n_episodes), 1)
+        # Stable, so that of equal returns the earlier episodes stay
+        best = np.argsort(-dataset.returns, kind="stable")[:n_kept]
+        kept = np.zeros(dataset.n_episodes, dtype=bool)
+        kept[best] = True
+        return dataset.select(np.repeat(kept, dataset.lengths))
+
+
+@dataclass(frozen=True)
+class ClipActions(Transform):
+    """
+    Clip actions to a share of their space. At the very bounds the log-likelihood of a squashed Gaussian is infinite.
+
+    :param limit: share of the half range, in (0, 1]; 1 clips to the bounds
+    """
+
+    name: ClassVar[str] = "clip_actions"
+    limit: float = 1.0
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        space = dataset.metadata.action_space
+        if not isinstance(space, spaces.Box):
+            raise DatasetError(
+                f"{dataset.source}: the action space is {space}; clipping needs the bounds of a Box: "
+                "dataset.with_metadata(action_space=env.action_space)."
+            )
+        if not 0 < self.limit <= 1:
+            raise DatasetError(f"limit={self.limit} must be in (0, 1].")
+        if self.limit == 1:
+            return replace(dataset, actions=np.clip(dataset.actions, space.low, space.high))
+        middle, half = (space.high + space.low) / 2, (space.high - space.low) / 2 * self.limit
+        return replace(dataset, actions=np.clip(dataset.actions, middle - half, middle + half).astype(np.float32))
+
+
+@dataclass(frozen=True)
+class FlattenGoals(Transform):
+    """
+    One vector of the named entries of Dict observations, as a policy without goal keys needs it.
+
+    :param keys: entries in the order in which they are put together
+    """
+
+    name: ClassVar[str] = "flatten_goals"
+    keys: tuple[str, ...] = ("observation", "desired_goal")
+
+    def _flatten(self, observations: Mapping[str, Any]) -> np.ndarray:
+        return np.concatenate([np.asarray(observations[key], np.float32) for key in self.keys], axis=-1)
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        frames = leaves(dataset.frames)
+        missing = [key for key in self.keys if key not in frames]
+        if missing or any(frames[key].ndim != 2 for key in self.keys):
+            raise DatasetError(
+                f"{dataset.source}: observations lack the vectors {missing or self.keys}; they have {list(frames)}."
+            )
+        space = dataset.metadata.observation_space
+        flat = self._flatten(frames)
+        return replace(dataset, frames=flat).with_metadata(
+            observation_space=self._flat_space(space) if isinstance(space, spaces.Dict) else None
+        )
+
+    def _flat_space(self, space: spaces.Dict) -> spaces.Box:
+        boxes = [space[key] for key in self.keys]
+        assert all(isinstance(box, spaces.Box) for box in boxes)
+        low, high = (np.concatenate([getattr(box, name) for box in boxes]) for name in ("low", "high"))
+        return spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        space = env.observation_space
+        if not isinstance(space, spaces.Dict) or any(key not in space.spaces for key in self.keys):
+            raise DatasetError(f"The data's goals were flattened, but the observations of {env} are {space}.")
+        return TransformObservation(env, self._flatten, self._flat_space(space))
+
+
+TRANSFORMS: dict[str, type[Transform]] = {
+    cls.name: cls
+    for cls in (
+        RewardShift,
+        RewardScale,
+        NormalizeReturns,
+        StandardizeObservations,
+        TruncateAtSuccess,
+        TerminateAtSuccess,
+        RelabelSuccess,
+        TopEpisodes,
+        ClipActions,
+        FlattenGoals,
+    )
+}
+
+
+def transform_from_dict(values: Mapping[str, Any]) -> Transform:
+    """
+    :param values: ``name`` and arguments, as :meth:`Transform.to_dict` gives and as YAML holds
+    :raises DatasetError: the name or an argument is unknown.
+    """
+    if not isinstance(values, Mapping):
+        raise DatasetError(f"A transform is an object or a mapping with a name and arguments, not {values!r}.")
+    if values.get("name") not in TRANSFORMS:
+        raise DatasetError(f"Unknown transform {values.get('name')!r}; known are {', '.join(TRANSFORMS)}.")
+    try:
+        arguments = {key: tuple(value) if key == "keys" else value for key, value in values.items() if key != "name"}
+        return TRANSFORMS[values["name"]](**arguments)
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"Transform {values['name']!r}: {error}.") from error
+
+
+def successes_of(dataset: Dataset) -> np.ndarray:
+    """:raises DatasetError: the data do not tell which steps succeeded."""
+    if dataset.successes is None:
+        raise DatasetError(
+            f"{dataset.source} does not tell success: it has neither a column 'is_success' or 'success' nor rewards of "
+            "just two values. For a known goal use RelabelSuccess(goal=..., radius=...)."
+        )
+    return dataset.successes
+
+
+def _unbounded(space: spaces.Space | None) -> Any:
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: _unbounded(entry) for key, entry in space.spaces.items()})
+    return None if space is None else spaces.Box(-np.inf, np.inf, space.shape, np.float32)

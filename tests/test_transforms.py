@@ -1,0 +1,357 @@
+"""Transforms: exact values, frozen statistics, their way into files and models, and what they do to environments."""
+
+import json
+import zipfile
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from line_envs import (
+    ACTIONS,
+    BOX,
+    EPISODES,
+    HIGH,
+    LOW,
+    MIDDLE,
+    SCRIPTED,
+    ScriptedLineEnv,
+    assert_consistent,
+    assert_equal,
+    counted_dataset,
+    make_arrays,
+    rollout,
+)
+
+from sb3_ext import REDQ
+from sb3_ext.datasets import Dataset, DatasetError, load, make_eval_env, make_training_env
+from sb3_ext.datasets import transforms as tf
+from sb3_ext.datasets.transforms import TRANSFORMS, transform_from_dict
+
+PLAN = [(3, "terminal"), (1, "timeout"), (4, "none"), (2, "both")]
+
+
+def with_success(dataset, *rows):
+    return replace(dataset, infos={"success": np.isin(np.arange(len(dataset)), rows)})
+
+
+def values_of(dataset):
+    return dataset.rewards.tolist()
+
+
+def test_reward_shift_and_scale_in_order():
+    dataset = counted_dataset([(3, "none")])  # rewards 0, 1, 2
+    assert values_of(tf.RewardScale(10)(tf.RewardShift(-1)(dataset))) == [-10, 0, 10]
+    assert values_of(load(dataset, transforms=[tf.RewardScale(10), tf.RewardShift(-1)])) == [-1, 9, 19]
+    assert load(dataset, transforms=[tf.RewardScale(10)]).rewards.dtype == np.float32
+    assert values_of(dataset) == [0, 1, 2]
+
+
+def test_normalize_returns_is_that_of_iql():
+    dataset = counted_dataset([(3, "none"), (1, "none")])  # returns 3 and 100
+    normalized = tf.NormalizeReturns()(dataset)
+    np.testing.assert_allclose(normalized.rewards, dataset.rewards * 1000 / 97, rtol=1e-6)
+    assert normalized.metadata.transforms[0].factor == 1000 / 97
+    assert np.ptp(tf.NormalizeReturns(max_range=1)(dataset).returns) == pytest.approx(1)
+    with pytest.raises(DatasetError, match="every episode returns 3; returns cannot be normalised"):
+        tf.NormalizeReturns()(counted_dataset([(3, "none")]))
+
+
+def test_standardized_observations():
+    dataset = counted_dataset(PLAN)
+    standardized = tf.StandardizeObservations()(dataset)
+    mean, std = dataset.observations.mean(0), dataset.observations.std(0)
+    np.testing.assert_allclose(standardized.observations, (dataset.observations - mean) / (std + 1e-3), rtol=1e-5)
+    np.testing.assert_allclose(
+        standardized.next_observations, (dataset.next_observations - mean) / (std + 1e-3), rtol=1e-5
+    )
+    assert standardized.frames.dtype == np.float32
+
+
+def test_standardized_dict_observations_and_unbounded_space():
+    dataset = rollout("DictLineEnv-v0")
+    only_numbers = replace(dataset, frames={"line": dataset.frames["line"]})
+    space = spaces.Dict({"line": BOX})
+    standardized = tf.StandardizeObservations()(only_numbers.with_metadata(observation_space=space))
+    np.testing.assert_allclose(standardized.observations["line"].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(standardized.observations["line"].std(0), 1, rtol=1e-2)
+    assert np.isinf(standardized.metadata.observation_space["line"].high).all()
+    with pytest.raises(DatasetError, match="no vectors of numbers"):
+        tf.StandardizeObservations()(dataset)
+
+
+@pytest.mark.parametrize("transform", [tf.StandardizeObservations(), tf.NormalizeReturns()])
+def test_frozen_statistics_are_those_of_the_first_dataset(transform):
+    first, other = counted_dataset(PLAN), counted_dataset([(5, "timeout"), (2, "none")])
+    (frozen,) = transform(first).metadata.transforms
+    applied = frozen(other)
+    assert applied.metadata.transforms == (frozen,)
+    expected = replace(other, frames=other.frames)
+    if isinstance(transform, tf.NormalizeReturns):
+        np.testing.assert_array_equal(applied.rewards, expected.rewards * np.float32(frozen.factor))
+    else:
+        mean, std = np.float32(frozen.mean), np.float32(frozen.std) + np.float32(frozen.epsilon)
+        np.testing.assert_array_equal(applied.frames, (expected.frames - mean) / std)
+    assert transform(other).metadata.transforms != (frozen,)
+
+
+@pytest.mark.parametrize("frames", [np.zeros((7, 3), np.float32), np.arange(7)])
+def test_statistics_of_other_observations_are_refused(frames):
+    (frozen,) = tf.StandardizeObservations()(counted_dataset(PLAN)).metadata.transforms
+    arrays = make_arrays(observations=frames[:-1], next_observations=frames[1:])
+    with pytest.raises(DatasetError, match="the statistics another"):
+        frozen(Dataset.from_arrays(arrays, warn=False))
+
+
+def test_truncate_and_terminate_at_success():
+    dataset = with_success(counted_dataset([(4, "timeout"), (2, "terminal"), (3, "none")]), 1, 2, 5)
+    cut = tf.TruncateAtSuccess()(dataset)
+    assert values_of(cut) == [0, 1, 100, 101, 200, 201, 202]
+    assert np.flatnonzero(cut.truncations).tolist() == [1]
+    assert np.flatnonzero(cut.terminations).tolist() == [3]
+    assert cut.next_observations[1, 0] == 2
+    ended = tf.TerminateAtSuccess()(dataset)
+    assert len(ended) == 9
+    assert np.flatnonzero(ended.terminations).tolist() == [1, 2, 5]
+    assert np.flatnonzero(ended.truncations).tolist() == [3]
+    both = load(dataset, truncate_at_success=True, terminate_at_success=True, reward_shift=-1)
+    assert np.flatnonzero(both.terminations).tolist() == [1, 3] and not both.truncations.any()
+    assert [transform.name for transform in both.metadata.transforms] == [
+        "truncate_at_success",
+        "terminate_at_success",
+        "reward_shift",
+    ]
+
+
+@settings(deadline=None, max_examples=60)
+@given(EPISODES, st.data())
+def test_success_properties(plan, data):
+    dataset = counted_dataset(plan)
+    successes = data.draw(st.lists(st.booleans(), min_size=len(dataset), max_size=len(dataset)))
+    dataset = with_success(dataset, *np.flatnonzero(successes))
+    cut, ended = tf.TruncateAtSuccess()(dataset), tf.TerminateAtSuccess()(dataset)
+    for result in (cut, ended):
+        assert_consistent(result)
+        np.testing.assert_array_equal(result.next_observations[:, 0], result.observations[:, 0] + 1)
+    # As many episodes as before, each up to its first success
+    assert cut.n_episodes == dataset.n_episodes
+    for part, whole in zip(
+        np.split(cut.successes, cut.starts[1:]), np.split(dataset.successes, dataset.starts[1:]), strict=True
+    ):
+        assert len(part) == (np.argmax(whole) + 1 if whole.any() else len(whole))
+    assert cut.ends[cut.successes].all() and (cut.terminations | cut.truncations)[cut.successes].all()
+    assert cut.terminations.sum() <= dataset.terminations.sum()  # none is made
+    np.testing.assert_array_equal(ended.terminations, dataset.terminations | dataset.successes)
+    assert not (ended.truncations & ended.successes).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(EPISODES, st.floats(0.1, 100))
+def test_top_episodes_properties(plan, percent):
+    dataset = counted_dataset(plan)
+    top = tf.TopEpisodes(percent)(dataset)
+    assert_consistent(top)
+    assert top.n_episodes == max(round(percent / 100 * len(plan)), 1)
+    kept = {int(start) // 100 for start in top.observations[top.starts, 0]}
+    returns = dataset.returns
+    assert min(returns[sorted(kept)]) >= max([-np.inf, *returns[[i for i in range(len(plan)) if i not in kept]]])
+    assert sorted(top.returns) == sorted(returns[sorted(kept)])
+
+
+def test_top_episodes_of_equal_returns_are_the_first():
+    rewards = np.tile(np.float32([0, 0, 1, 1]), 500)
+    dataset = replace(counted_dataset([(2, "none")] * 1000), rewards=rewards)
+    kept = tf.TopEpisodes(25)(dataset).observations[:, 0]
+    np.testing.assert_array_equal(kept[::2], 100 * np.arange(1, 500, 2))
+
+
+def test_relabel_success():
+    dataset = with_success(counted_dataset([(3, "none"), (1, "terminal")]), 3)
+    recorded = tf.RelabelSuccess()(dataset)
+    assert values_of(recorded) == [0, 0, 0, 1]
+    near = tf.RelabelSuccess(goal=[2.2, -2.2], radius=0.3)(dataset)
+    assert values_of(near) == [0, 1, 0, 0] and near.successes.tolist() == [False, True, False, False]
+    # A terminal step whose successor was not recorded keeps what was recorded
+    unknown = replace(dataset, next_rows=np.append(dataset.next_rows[:-1], dataset.rows[-1]))
+    assert values_of(tf.RelabelSuccess(goal=[2.2, -2.2], radius=0.3)(unknown)) == [0, 1, 0, 1]
+    with pytest.raises(DatasetError, match="a goal needs flat observations"):
+        tf.RelabelSuccess(goal=[0, 0])(rollout("DictLineEnv-v0"))
+
+
+@pytest.mark.parametrize("transform", [tf.TruncateAtSuccess(), tf.TerminateAtSuccess(), tf.RelabelSuccess()])
+def test_unknown_success_is_an_error(transform):
+    with pytest.raises(DatasetError, match=r"does not tell success: .*RelabelSuccess\(goal="):
+        transform(counted_dataset(PLAN))
+
+
+def test_clip_actions():
+    actions = np.array([LOW - 1, HIGH + 1, MIDDLE, LOW, HIGH, MIDDLE], np.float32)
+    dataset = Dataset.from_arrays(make_arrays(actions=actions)).with_metadata(action_space=ACTIONS)
+    np.testing.assert_array_equal(tf.ClipActions()(dataset).actions, np.clip(actions, LOW, HIGH))
+    half = tf.ClipActions(0.5)(dataset).actions
+    np.testing.assert_array_equal(half, np.clip(actions, [0, 4], [2, 8]))
+    assert half.dtype == np.float32
+    with pytest.raises(DatasetError, match="clipping needs the bounds of a Box"):
+        tf.ClipActions()(dataset.with_metadata(action_space=None))
+
+
+def test_flatten_goals():
+    goals = np.arange(12, dtype=np.float32).reshape(6, 2)
+    observations = {"achieved_goal": goals + 100, "desired_goal": goals, "observation": goals[:, :1] + 50}
+    arrays = make_arrays(observations=observations, next_observations=observations)
+    space = spaces.Dict(
+        {key: spaces.Box(-1, i, value.shape[1:]) for i, (key, value) in enumerate(observations.items(), 1)}
+    )
+    dataset = Dataset.from_arrays(arrays, warn=False).with_metadata(observation_space=space)
+    flat = tf.FlattenGoals()(dataset)
+    np.testing.assert_array_equal(flat.observations, np.concatenate([goals[:, :1] + 50, goals], 1))
+    np.testing.assert_array_equal(flat.metadata.observation_space.high, [3, 2, 2])
+    other = tf.FlattenGoals(("achieved_goal", "observation"))(dataset)
+    np.testing.assert_array_equal(other.observations, np.concatenate([goals + 100, goals[:, :1] + 50], 1))
+    for keys, wrong in ((("nowhere",), dataset), (("observation",), counted_dataset(PLAN))):
+        with pytest.raises(DatasetError, match="lack the vectors"):
+            tf.FlattenGoals(keys)(wrong)
+
+
+# --- As plain values -------------------------------------------------------------------------------------------------
+
+EXAMPLES = [
+    tf.RewardShift(-2.0),
+    tf.RewardScale(3.0),
+    tf.NormalizeReturns(10.0, 0.5),
+    tf.StandardizeObservations(0.1, [1.0, 2.0], [3.0, 4.0]),
+    tf.StandardizeObservations(mean={"a": [1.0]}, std={"a": [2.0]}),
+    tf.TruncateAtSuccess(),
+    tf.TerminateAtSuccess(),
+    tf.RelabelSuccess((1.0, 2.0), 0.3),
+    tf.RelabelSuccess(np.array([1, 2])),
+    tf.TopEpisodes(20.0),
+    tf.ClipActions(0.9),
+    tf.FlattenGoals(("achieved_goal", "observation")),
+]
+
+
+def test_every_transform_is_among_the_examples():
+    assert {type(example) for example in EXAMPLES} == set(TRANSFORMS.values())
+
+
+@pytest.mark.parametrize("transform", EXAMPLES, ids=lambda transform: transform.name)
+def test_transforms_survive_json(transform):
+    assert transform_from_dict(json.loads(json.dumps(transform.to_dict()))) == transform
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "magic"}, "Unknown transform 'magic'; known are reward_shift"),
+        ({}, "Unknown transform None"),
+        ("top_episodes", "A transform is an object or a mapping .*, not 'top_episodes'"),
+        (tf.TopEpisodes, "A transform is an object or a mapping"),
+        ({"name": "flatten_goals", "keys": 3}, "Transform 'flatten_goals'"),
+        ({"name": "standardize_observations", "mean": [0.0, 0.0]}, "needs both mean and std"),
+        ({"name": "reward_shift", "amount": 3}, "Transform 'reward_shift': .*'amount'"),
+        ({"name": "relabel_success", "goal": ["here"]}, "Transform 'relabel_success': .*'here'"),
+    ],
+)
+def test_unknown_names_and_arguments_are_refused(values, message):
+    with pytest.raises(DatasetError, match=message):
+        load(counted_dataset(PLAN), transforms=[values])
+
+
+@pytest.mark.parametrize("transform", [tf.TopEpisodes(0), tf.TopEpisodes(101), tf.ClipActions(0), tf.ClipActions(1.1)])
+def test_arguments_out_of_range_are_refused(transform):
+    with pytest.raises(DatasetError, match=r"must be in \(0, 1"):
+        transform(counted_dataset(PLAN, action_space=ACTIONS))
+
+
+def test_load_takes_mappings_in_order():
+    dataset = counted_dataset(PLAN)
+    by_mapping = load(
+        dataset, transforms=[{"name": "top_episodes", "percent": 50}, {"name": "reward_shift", "shift": 5}]
+    )
+    assert by_mapping.metadata.transforms == (tf.TopEpisodes(50), tf.RewardShift(5))
+    assert_equal(by_mapping, tf.RewardShift(5)(tf.TopEpisodes(50)(dataset)))
+
+
+def test_constant_rewards_are_looked_for_before_transforms():
+    dataset = replace(with_success(counted_dataset(PLAN), 1), rewards=np.zeros(10, np.float32))
+    with pytest.raises(DatasetError, match="all 10 rewards are 0"):
+        load(dataset, transforms=[tf.RelabelSuccess()])
+    relabelled = load(dataset, transforms=[tf.RelabelSuccess()], allow_constant_rewards=True)
+    assert relabelled.rewards.sum() == 1
+
+
+# --- With environments and models ------------------------------------------------------------------------------------
+
+
+def test_environment_is_wrapped_like_the_dataset():
+    dataset = rollout(n_episodes=3)
+    standardized = tf.StandardizeObservations()(dataset)
+    env = make_eval_env(standardized)
+    seed = 5
+    obs, raw = env.reset(seed=seed)[0], gym.make(SCRIPTED).reset(seed=seed)[0]
+    (transform,) = standardized.metadata.transforms
+    expected = (raw - np.float32(transform.mean)) / (np.float32(transform.std) + np.float32(1e-3))
+    np.testing.assert_array_equal(obs, expected)
+    assert obs.dtype == np.float32 and env.observation_space.contains(obs)
+    assert env.observation_space == standardized.metadata.observation_space
+
+
+class GoalLineEnv(ScriptedLineEnv):
+    observation_space = spaces.Dict({key: BOX for key in ("observation", "achieved_goal", "desired_goal")})
+
+    def observation(self):
+        obs = super().observation()
+        return {"observation": obs, "achieved_goal": obs + 1, "desired_goal": obs + 2}
+
+
+gym.register("GoalLineEnv-v0", entry_point=f"{__name__}:GoalLineEnv")
+
+
+def test_flattened_goals_and_standardisation_reach_the_environment():
+    dataset = load(rollout("GoalLineEnv-v0"), transforms=[tf.FlattenGoals(), tf.StandardizeObservations()])
+    env = make_eval_env(dataset)
+    obs, _ = env.reset(seed=1)
+    raw = gym.make("GoalLineEnv-v0").reset(seed=1)[0]
+    flat = np.concatenate([raw["observation"], raw["desired_goal"]])
+    frozen = dataset.metadata.transforms[1]
+    np.testing.assert_array_equal(obs, (flat - np.float32(frozen.mean)) / (np.float32(frozen.std) + np.float32(1e-3)))
+    with pytest.raises(DatasetError, match="goals were flattened, but the observations"):
+        make_eval_env(dataset.with_metadata(env_id=SCRIPTED, env_spec=None))
+
+
+@pytest.mark.parametrize(("make", "expected"), [(make_eval_env, [0, 1]), (make_training_env, [-10, 0])])
+def test_rewards_are_transformed_for_training_only(make, expected):
+    dataset = load(rollout(), transforms=[tf.RewardShift(-1), tf.RewardScale(10)])
+    env = make(dataset)
+    env.reset(seed=0)
+    rewards, done = [], False
+    while not done:
+        _, reward, terminated, truncated, _ = env.step(MIDDLE)
+        rewards.append(reward)
+        done = terminated or truncated
+    assert sorted(set(rewards)) == expected
+
+
+def test_saved_model_carries_what_was_done_to_its_demonstrations(tmp_path):
+    demos = load(rollout("ScriptedLineEnv-v0"), reward_shift=-1, transforms=[tf.ClipActions(0.9)])
+    model = REDQ(
+        "MlpPolicy",
+        gym.make(SCRIPTED),
+        demos=demos,
+        demo_ratio=0.5,
+        policy_kwargs={"net_arch": [8]},
+        buffer_size=10,
+        device="cpu",
+    )
+    model.save(tmp_path / "model")
+    with zipfile.ZipFile(tmp_path / "model.zip") as archive:
+        saved = json.loads(archive.read("data"))["demo_metadata"]
+    assert saved["transforms"] == [{"name": "reward_shift", "shift": -1}, {"name": "clip_actions", "limit": 0.9}]
+    assert saved["env_id"] == SCRIPTED
+    loaded = REDQ.load(tmp_path / "model", device="cpu")
+    transforms = tuple(transform_from_dict(values) for values in loaded.demo_metadata["transforms"])
+    assert transforms == demos.metadata.transforms
