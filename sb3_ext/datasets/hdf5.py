@@ -81,6 +81,16 @@ def list_columns(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         return {name: (shape, dtype) for name, (shape, dtype) in listed.items() if dtype is not None}
 
 
+def count_members(path: Path) -> int:
+    """
+    Number of groups and datasets at the top of a file.
+
+    :raises DatasetError: The file is missing or broken.
+    """
+    with _opened(path) as file:
+        return len(file)
+
+
 def read_episodes(
     path: Path, episode_names: Sequence[str], names: Sequence[str]
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
