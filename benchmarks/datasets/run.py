@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--episode-steps", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--d3rlpy-python", help="Python of an environment with d3rlpy and minari[hdf5]")
-    parser.add_argument("--output", type=Path, help="folder for CSV and table")
+    parser.add_argument("--output", type=Path, help="folder for the CSV")
     args = parser.parse_args()
 
     names = [name for name in VARIANTS if name != NEEDS_D3RLPY or args.d3rlpy_python]
@@ -64,14 +64,13 @@ def main() -> None:
                 results.append({"round": round_, "variant": name, **result})
                 print(f"{round_} {name:34} {result['seconds']:7.3f} s {result['peak_mb']:7.0f} MB", flush=True)
     table = _table(results, names, args.rows)
-    print(table)
+    print(f"{describe()}\n\n{table}")
     if args.output:
         args.output.mkdir(parents=True, exist_ok=True)
         with (args.output / "loading.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(results[0]))
             writer.writeheader()
             writer.writerows(results)
-        (args.output / "loading.md").write_text(f"{describe()}\n\n{table}")
 
 
 def _work(folder: str, python: str, *arguments: str) -> dict[str, float]:

@@ -132,7 +132,8 @@ def find_jumps(dataset: Dataset) -> np.ndarray:
         if frames.ndim != 2 or frames.dtype != np.float32:
             continue
         before, after = frames[dataset.rows[sample]], frames[dataset.next_rows[sample]]
-        usual, spread = np.quantile(np.abs(after - before), JUMP_QUANTILE, axis=0), before.std(axis=0)
+        k = int(JUMP_QUANTILE * (len(sample) - 1))
+        usual, spread = np.partition(np.abs(after - before), k, axis=0)[k], before.std(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             roughness = np.where(usual > 0, usual / spread, np.inf)
         smooth = np.argsort(roughness)[:MAX_JUMP_ENTRIES]
