@@ -107,7 +107,7 @@ def test_another_goal_is_named(flat_point):
 
 def test_other_rewards_are_named(flat_point):
     two = replace(flat_point, rewards=flat_point.rewards * 2)
-    refused(two, r"has the rewards \[0.0, 2.0\], the environment gives 0, and 1 at the goal")
+    refused(two, r"has the rewards \[0.0, 2.0\], .* gives 0, and 1 at the goal")
     make_eval_env(RewardShift(-1)(flat_point)).close()
     refused(replace(flat_point, rewards=flat_point.rewards - 1), r"has the rewards \[-1.0, 0.0\].*reward_shift=")
 
@@ -121,7 +121,7 @@ def test_ant_with_contact_forces_is_named():
         200, observations=np.zeros((200, 113)), next_observations=np.zeros((200, 113)), actions=np.zeros((200, 8))
     )
     dataset = load(wide).with_metadata(env_id="AntMazeFlat/UMaze-v4")
-    refused(dataset, "has 113 entries an observation; AntMaze has 29, or 31 with the goal. Ants of version v5 add 78")
+    refused(dataset, r"observations have the shape \(113,\), .*Ants of version v5 add 78")
     narrow = make_arrays(
         200, observations=np.zeros((200, 27)), next_observations=np.zeros((200, 27)), actions=np.zeros((200, 8))
     )
@@ -156,6 +156,6 @@ def test_other_rewards_of_mujoco_are_named(hopper):
 def test_missing_environment_is_named(hopper):
     refused(hopper.with_metadata(env_id=None), r"does not name its environment: dataset.with_metadata\(env_id=")
     unknown = hopper.with_metadata(env_id="Nowhere-v0", env_spec=None)
-    refused(unknown, r"its environment Nowhere-v0 cannot be made .*Install or import the package")
+    refused(unknown, r"its environment Nowhere-v0 cannot be made. Install and import the package")
     errors, notes = validate(unknown)
     assert not errors and "cannot be made" in notes[0]

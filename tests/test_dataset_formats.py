@@ -6,6 +6,7 @@ import pickle
 import shutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -550,7 +551,7 @@ def test_folder_keeps_everything(tmp_path):
     loaded = read(tmp_path / "mine")
     assert_equal(loaded, dataset, (*COLUMNS, "frames", "rows", "next_rows"))
     np.testing.assert_array_equal(loaded.infos["success"], dataset.infos["success"])
-    assert loaded.metadata == dataset.metadata
+    assert loaded.metadata == replace(dataset.metadata, source=str(tmp_path / "mine"))
 
 
 def test_changing_a_loaded_array_leaves_the_files(tmp_path):
@@ -592,3 +593,21 @@ def test_rows_outside_the_observations_are_refused(name, row, tmp_path):
     np.save(path, with_entry(np.load(path), 3, row))
     with pytest.raises(DatasetError, match=f"{name} point outside the observations"):
         load(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("n_envs", [2, 3])
+def test_buffer_of_several_environments(n_envs):
+    dataset = rollout(SCRIPTED, n_episodes=3, seed=1, env_kwargs={"success_rate": 0.5}, only_successful=False)
+    buffer = to_replay_buffer(dataset, n_envs=n_envs, device="cpu")
+    n_rows = len(dataset) // n_envs
+    assert buffer.n_envs == n_envs and buffer.size() == n_rows
+    for env in range(n_envs):
+        part = slice(env * n_rows, (env + 1) * n_rows)
+        np.testing.assert_array_equal(buffer.observations[:n_rows, env], dataset.observations[part])
+        np.testing.assert_array_equal(buffer.next_observations[:n_rows, env], dataset.next_observations[part])
+        np.testing.assert_array_equal(buffer.rewards[:n_rows, env], dataset.rewards[part])
+        assert buffer.dones[n_rows - 1, env] == 1
+        stops = buffer.dones[:n_rows, env] * (1 - buffer.timeouts[:n_rows, env])
+        np.testing.assert_array_equal(stops, dataset.terminations[part])
+    with pytest.raises(DatasetError, match="cannot be dealt out to 100 environments"):
+        to_replay_buffer(dataset, n_envs=100)

@@ -248,7 +248,14 @@ def test_transforms_survive_json(transform):
     [
         ({"name": "magic"}, "Unknown transform 'magic'; known are reward_shift"),
         ({}, "Unknown transform None"),
-        ("top_episodes", "A transform is an object or a mapping .*, not 'top_episodes'"),
+        ("magic", "Unknown transform 'magic'"),
+        ({"name": "reward_shift", "shift": float("nan")}, "shift=nan must be a finite number"),
+        ({"name": "reward_scale", "scale": 0}, "scale=0 must be above 0"),
+        ({"name": "normalize_returns", "max_range": -1}, "max_range=-1 must be above 0"),
+        ({"name": "standardize_observations", "epsilon": 0}, "epsilon=0.0 must be above 0"),
+        ({"name": "top_episodes", "percent": 0}, "percent=0.0 must be in"),
+        ({"name": "top_episodes", "percent": 101}, "percent=101.0 must be in"),
+        ({"name": "relabel_success", "goal": 5.0}, "goal=5.0 must be a list of numbers"),
         (tf.TopEpisodes, "A transform is an object or a mapping"),
         ({"name": "flatten_goals", "keys": 3}, "Transform 'flatten_goals'"),
         ({"name": "standardize_observations", "mean": [0.0, 0.0]}, "needs both mean and std"),
@@ -261,7 +268,7 @@ def test_unknown_names_and_arguments_are_refused(values, message):
         load(counted_dataset(PLAN), transforms=[values])
 
 
-@pytest.mark.parametrize("transform", [tf.TopEpisodes(0), tf.TopEpisodes(101), tf.ClipActions(0), tf.ClipActions(1.1)])
+@pytest.mark.parametrize("transform", [tf.ClipActions(0), tf.ClipActions(1.1)])
 def test_arguments_out_of_range_are_refused(transform):
     with pytest.raises(DatasetError, match=r"must be in \(0, 1"):
         transform(counted_dataset(PLAN, action_space=ACTIONS))
@@ -276,12 +283,53 @@ def test_load_takes_mappings_in_order():
     assert_equal(by_mapping, tf.RewardShift(5)(tf.TopEpisodes(50)(dataset)))
 
 
-def test_constant_rewards_are_looked_for_before_transforms():
+def test_constant_rewards_are_looked_for_after_transforms():
     dataset = replace(with_success(counted_dataset(PLAN), 1), rewards=np.zeros(10, np.float32))
     with pytest.raises(DatasetError, match="all 10 rewards are 0"):
-        load(dataset, transforms=[tf.RelabelSuccess()])
-    relabelled = load(dataset, transforms=[tf.RelabelSuccess()], allow_constant_rewards=True)
-    assert relabelled.rewards.sum() == 1
+        load(dataset)
+    assert load(dataset, transforms=[tf.RelabelSuccess()]).rewards.sum() == 1
+    with pytest.raises(DatasetError, match="all 10 rewards are 0"):
+        load(dataset, transforms=tf.RelabelSuccess(goal=(1000.0,)), reward_shift=-1)
+
+
+def test_rewards_other_than_zero_say_how_long_episodes_should_be():
+    survival = replace(counted_dataset(PLAN), rewards=np.ones(10, np.float32))
+    assert survival.terminations.any()
+    assert load(survival).rewards.tolist() == [1] * 10
+    with pytest.raises(DatasetError, match="all 10 rewards are 1"):
+        load(replace(survival, terminations=np.zeros(10, bool)))
+
+
+def test_relabelling_comes_before_ends_and_shifts():
+    dataset = counted_dataset(PLAN)
+    goal = tuple(float(entry) for entry in dataset.next_observations[1])
+    loaded = load(
+        dataset,
+        transforms=[tf.RelabelSuccess(goal=goal, radius=0.1)],
+        terminate_at_success=True,
+        reward_shift=-1,
+    )
+    assert loaded.terminations[1] and loaded.rewards[1] == 0
+    assert loaded.rewards[0] == -1
+    assert [transform.name for transform in loaded.metadata.transforms] == [
+        "relabel_success",
+        "terminate_at_success",
+        "reward_shift",
+    ]
+
+
+def test_training_environment_is_changed_like_the_data():
+    env = gym.make(SCRIPTED)
+    for transform in (tf.RelabelSuccess(), tf.TruncateAtSuccess(), tf.TerminateAtSuccess()):
+        assert transform.wrap_env(env, training=False) is env
+    wrapped = tf.TruncateAtSuccess().wrap_env(tf.RelabelSuccess().wrap_env(env, training=True), training=True)
+    wrapped.reset(seed=0)
+    rewards, done = [], False
+    while not done:
+        _, reward, terminated, truncated, info = wrapped.step(env.unwrapped.scripted_action())
+        rewards.append(reward)
+        done = terminated or truncated
+    assert info["is_success"] and rewards == [0.0] * (len(rewards) - 1) + [1.0]
 
 
 # --- With environments and models ------------------------------------------------------------------------------------
@@ -337,7 +385,7 @@ def test_rewards_are_transformed_for_training_only(make, expected):
 
 
 def test_saved_model_carries_what_was_done_to_its_demonstrations(tmp_path):
-    demos = load(rollout("ScriptedLineEnv-v0"), reward_shift=-1, transforms=[tf.ClipActions(0.9)])
+    demos = load(rollout("ScriptedLineEnv-v0"), transforms=[tf.TopEpisodes(50), tf.ClipActions(0.9)])
     model = REDQ(
         "MlpPolicy",
         gym.make(SCRIPTED),
@@ -350,8 +398,18 @@ def test_saved_model_carries_what_was_done_to_its_demonstrations(tmp_path):
     model.save(tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
         saved = json.loads(archive.read("data"))["demo_metadata"]
-    assert saved["transforms"] == [{"name": "reward_shift", "shift": -1}, {"name": "clip_actions", "limit": 0.9}]
+    assert saved["transforms"] == [{"name": "top_episodes", "percent": 50}, {"name": "clip_actions", "limit": 0.9}]
     assert saved["env_id"] == SCRIPTED
     loaded = REDQ.load(tmp_path / "model", device="cpu")
     transforms = tuple(transform_from_dict(values) for values in loaded.demo_metadata["transforms"])
     assert transforms == demos.metadata.transforms
+
+
+def test_demonstrations_that_were_changed_need_an_environment_that_was():
+    demos = load(rollout(SCRIPTED), reward_shift=-1)
+    arguments = {"demo_ratio": 0.5, "policy_kwargs": {"net_arch": [8]}, "buffer_size": 10, "device": "cpu"}
+    with pytest.raises(
+        DatasetError, match=r"went through \['reward_shift'\], the environment did not.*make_training_env"
+    ):
+        REDQ("MlpPolicy", gym.make(SCRIPTED), demos=demos, **arguments)
+    REDQ("MlpPolicy", make_training_env(demos), demos=demos, **arguments)

@@ -157,6 +157,7 @@ class FlatMazeEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         self.free_cells: list[Cell] = [
             (row, column) for row, line in enumerate(self.maze_map) for column, wall in enumerate(line) if not wall
         ]
+        self.coordinates = coordinates
         self._coordinates = defaults = self.COORDINATES[coordinates]
         n_rows, n_columns = len(self.maze_map), len(self.maze_map[0])
         self._origin = defaults.origin or ((n_rows - 1) / 2, (n_columns - 1) / 2)

@@ -85,6 +85,7 @@ class DemonstrationsMixin(OffPolicyMixin):
                 f"demo_ratio={self.demo_ratio} of batch_size={self.batch_size} rows is less than one row: raise either."
             )
         dataset = load_demonstrations(self.demos, self._env_spec(), self.seed)
+        self._check_transforms(dataset)
         dataset = self._transpose_images(dataset)
         check_spaces(dataset, self.observation_space, self.action_space)
         self.demo_buffer = self._make_demo_buffer(dataset)
@@ -94,6 +95,19 @@ class DemonstrationsMixin(OffPolicyMixin):
             assert isinstance(observations, np.ndarray)
             set_statistics(self.policy, observations)
             self._has_statistics = True
+
+    def _check_transforms(self, dataset: Dataset) -> None:
+        """Both halves of a batch need the same rewards and observations."""
+        assert self.env is not None
+        needed = [transform.name for transform in dataset.metadata.transforms if transform.changes_env]
+        has = self.env.get_attr("dataset_transforms")[0] if self.env.has_attr("dataset_transforms") else []
+        missing = [name for name in needed if name not in has]
+        if missing:
+            raise DatasetError(
+                f"{dataset.source} went through {missing}, the environment did not: use the raw data "
+                "(standardize_observations=True standardises both), or train in "
+                "sb3_ext.datasets.make_training_env(dataset)."
+            )
 
     def _transpose_images(self, dataset: Dataset) -> Dataset:
         """Demonstrations hold images as the environment gives them; SB3 may have put their channels first."""

@@ -17,7 +17,10 @@ BadEpisodes = Literal["raise", "drop", "repair"]
 BAD_EPISODES = ("raise", "drop", "repair")
 
 _OTHER_ENVIRONMENT = "Is the data of another environment, or was a wrapper added or left out?"
-_WAYS_OUT = "load(..., bad_episodes='drop') leaves such episodes out, 'repair' keeps the part before."
+_WAYS_OUT = (
+    "bad_episodes='drop' (--bad-episodes drop) leaves such episodes out, 'repair' keeps the part before the first such "
+    "step."
+)
 
 # Entries that are looked at together: they stay in the processor's cache
 BLOCK = 1 << 19
@@ -81,8 +84,8 @@ def mend(dataset: Dataset, bad_episodes: BadEpisodes) -> Dataset:
     n_bad = int((bad_per_episode > 0).sum())
     if bad_episodes == "raise":
         raise DatasetError(
-            f"{dataset.source}: {n_bad} of {dataset.n_episodes} episodes hold NaN or infinite values, the first in row "
-            f"{np.flatnonzero(bad)[0]}. {_WAYS_OUT}"
+            f"{dataset.source}: {n_bad} of {dataset.n_episodes} episodes hold NaN or infinite values, the first in "
+            f"transition {np.flatnonzero(bad)[0]}. {_WAYS_OUT}"
         )
     if bad_episodes == "drop":
         keep = np.repeat(bad_per_episode == 0, dataset.lengths)
@@ -167,8 +170,12 @@ def check_jumps(dataset: Dataset, bad_episodes: BadEpisodes) -> Dataset:
 
 
 def check_rewards(dataset: Dataset) -> None:
-    """:raises DatasetError: all rewards are equal, so that there is nothing to learn from them."""
-    if len(dataset) > 1 and dataset.rewards.min() == dataset.rewards.max():
+    """
+    :raises DatasetError: all rewards are equal and nothing can be learnt from them. Rewards other than 0 with terminal
+        states say how long an episode should be.
+    """
+    has_length_task = dataset.rewards[0] != 0 and dataset.terminations.any()
+    if len(dataset) > 1 and dataset.rewards.min() == dataset.rewards.max() and not has_length_task:
         raise DatasetError(
             f"{dataset.source}: all {len(dataset)} rewards are {dataset.rewards[0]:g}; values cannot be learnt from "
             "them. Is the file of another version, or did no episode succeed? Where rewards do not matter (cloning): "

@@ -52,9 +52,14 @@ def run_collect(argv: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep-failures", action="store_true", help="keep episodes without success too")
-    parser.add_argument("--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, name:value")
+    parser.add_argument(
+        "--env-kwargs", nargs="+", action=StoreDict, help="arguments of the environment, name:value as in Python"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace a dataset that is there")
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except (NameError, SyntaxError) as error:  # RL Zoo's values are Python
+        parser.error(f"--env-kwargs takes Python values, text in quotes: \"goal_cell:'random'\" ({error})")
 
     def run() -> None:
         dataset = collect(
@@ -100,7 +105,7 @@ def run_dataset(argv: list[str]) -> None:
     check = commands.add_parser("validate", parents=[shared], help="check everything; exit code 1 if it is unusable")
     check.set_defaults(run=_validate)
     draw = commands.add_parser("plot", parents=[shared], help="draw returns, lengths and, for mazes, where it went")
-    draw.add_argument("--output", type=Path, default=Path("dataset.png"), help="picture to write")
+    draw.add_argument("--output", type=Path, default=Path("dataset.png"), help="picture to write (dataset.png)")
     draw.set_defaults(run=_plot)
     args = parser.parse_args(argv)
 

@@ -16,8 +16,11 @@ from sb3_ext.datasets.save import Format, check_target, save
 
 Expert = Callable[[Any], np.ndarray]
 
+EXPERTS = ("scripted", "waypoint", "random")
+
 # An expert that fails more often than this is not one; better an error than an endless loop
 MAX_ATTEMPTS_PER_EPISODE = 10
+MAX_EPISODE_STEPS = 100_000
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,12 @@ def model_expert(path: str, algo: str, env: gym.Env) -> Expert:
             f"{path} cannot be loaded as {algo!r} into this environment ({type(error).__name__}: {error}). Was it "
             "trained by another algorithm, or in another environment?"
         ) from error
-    # RL Zoo keeps the statistics in a folder of the environment's name beside the model
-    statistics = sorted(Path(path).parent.glob("*/vecnormalize.pkl"))
-    if not statistics:
+    # RL Zoo keeps the statistics in a folder of the environment's name beside the model. Model and statistics are
+    # opened as SB3 opens them: like any model, take them from whom you trust
+    statistics = Path(path).parent / (env.spec.id if env.spec else "") / "vecnormalize.pkl"
+    if not statistics.is_file():
         return lambda obs: model.predict(obs, deterministic=True)[0]
-    vec_normalize = VecNormalize.load(str(statistics[0]), vec_env)
+    vec_normalize = VecNormalize.load(str(statistics), vec_env)
     return lambda obs: model.predict(vec_normalize.normalize_obs(obs), deterministic=True)[0]
 
 
@@ -170,10 +174,10 @@ def _check_request(
         raise DatasetError(f"The number of episodes must be at least 1, not {n_episodes}.")
     if n_transitions is not None and n_transitions < 1:
         raise DatasetError(f"The number of transitions must be at least 1, not {n_transitions}.")
-    if not behaviours or any(behaviour.share <= 0 for behaviour in behaviours):
+    if not behaviours or not all(0 < behaviour.share < np.inf for behaviour in behaviours):
         raise DatasetError("At least one behaviour is needed, and shares must be above 0.")
     for noise in (behaviour.noise for behaviour in behaviours):
-        if noise < 0 or (noise > 0 and not isinstance(env.action_space, spaces.Box)):
+        if not noise >= 0 or (noise > 0 and not isinstance(env.action_space, spaces.Box)):
             raise DatasetError(
                 f"noise={noise} must be at least 0, and 0 where actions are not a Box ({env.action_space})."
             )
@@ -215,6 +219,10 @@ def _play_episode(
         successes.append(info.get("is_success"))
         if terminated or truncated:
             break
+        if len(rewards) == MAX_EPISODE_STEPS:
+            raise DatasetError(
+                f"An episode of {env} does not end within {MAX_EPISODE_STEPS} steps: set max_episode_steps."
+            )
     infos: dict[str, Any] = {}
     if None not in successes:
         infos["success"] = np.array(successes, bool)
@@ -296,7 +304,13 @@ def collect(
             f"{len(experts)} experts need as many shares and noises, not {len(weights)} and {len(noises)}."
         )
     for name in experts:
-        if name not in ("scripted", "waypoint", "random") and algo is None:
+        if name in EXPERTS:
+            continue
+        if not Path(name).exists() and Path(name).suffix != ".zip":
+            raise DatasetError(
+                f"There is no expert {name!r}: known are {', '.join(EXPERTS)}, and zip files of SB3 models."
+            )
+        if algo is None:
             raise DatasetError(f"Which algorithm trained {name!r}? Add --algo, for instance --algo sac.")
     try:
         env = gym.make(env_id, **(env_kwargs or {}))

@@ -84,38 +84,40 @@ FILES: dict[str, str] = {
     "kitchen-mixed-v0": "kitchen/kitchen_microwave_kettle_bottomburner_light-v0.hdf5",
 }
 
-# Start of a D4RL name, or of a Gymnasium id in lower case -> returns that count as 0 and 100
+# Start of a D4RL name -> returns that count as 0 and 100
 REFERENCE_SCORES: dict[str, tuple[float, float]] = {
-    "halfcheetah": (-280.178953, 12135.0),
-    "hopper": (-20.272305, 3234.3),
-    "walker2d": (1.629008, 4592.3),
+    "halfcheetah-": (-280.178953, 12135.0),
+    "hopper-": (-20.272305, 3234.3),
+    "walker2d-": (1.629008, 4592.3),
     "ant-": (-325.6, 3879.7),
-    "antmaze": (0.0, 1.0),
-    "maze2d-umaze-dense": (68.537689, 193.66285642381482),
-    "maze2d-medium-dense": (44.264742, 297.4552547777125),
-    "maze2d-large-dense": (30.569041, 303.4857382709002),
-    "maze2d-umaze": (23.85, 161.86),
-    "maze2d-medium": (13.13, 277.39),
-    "maze2d-large": (6.7, 273.99),
-    "pen": (96.262799, 3076.8331017826877),
-    "hammer": (-274.856578, 12794.134825156867),
-    "door": (-56.512833, 2880.5693087298737),
-    "relocate": (-6.425911, 4233.877797728884),
-    "kitchen": (0.0, 4.0),
+    "antmaze-": (0.0, 1.0),
+    "maze2d-umaze-dense-": (68.537689, 193.66285642381482),
+    "maze2d-medium-dense-": (44.264742, 297.4552547777125),
+    "maze2d-large-dense-": (30.569041, 303.4857382709002),
+    "maze2d-umaze-": (23.85, 161.86),
+    "maze2d-medium-": (13.13, 277.39),
+    "maze2d-large-": (6.7, 273.99),
+    "pen-": (96.262799, 3076.8331017826877),
+    "hammer-": (-274.856578, 12794.134825156867),
+    "door-": (-56.512833, 2880.5693087298737),
+    "relocate-": (-6.425911, 4233.877797728884),
+    "kitchen-": (0.0, 4.0),
 }
 
-# Start of a D4RL name -> the environment that fits the data
+# Start of a D4RL name -> the environment that fits the data; mazes see `environments.with_flat_maze`
 ENVIRONMENTS: dict[str, str] = {
-    "halfcheetah": "HalfCheetah-v4",
+    "halfcheetah-": "HalfCheetah-v4",
     "hopper-": "Hopper-v4",
-    "walker2d": "Walker2d-v4",
+    "walker2d-": "Walker2d-v4",
     "ant-": "Ant-v4",
-    "antmaze-umaze": "AntMazeFlat/UMaze-v4",
-    "antmaze-medium": "AntMazeFlat/Medium-v4",
-    "antmaze-large": "AntMazeFlat/Large-v4",
-    "maze2d-umaze": "PointMazeFlat/UMaze-v3",
-    "maze2d-medium": "PointMazeFlat/Medium-v3",
-    "maze2d-large": "PointMazeFlat/Large-v3",
+}
+# Gymnasium id -> start of the D4RL names with its reference scores
+SCORES_OF_ENVIRONMENTS = {
+    r"HalfCheetah-v\d+": "halfcheetah-",
+    r"Hopper-v\d+": "hopper-",
+    r"Walker2d-v\d+": "walker2d-",
+    r"Ant-v\d+": "ant-",
+    r"AntMaze.*": "antmaze-",
 }
 
 
@@ -127,10 +129,8 @@ def read_d4rl(path: Path, infos: bool | Sequence[str], name: str | None = None) 
     :raises DatasetError: a column is missing, malformed or of another length; see also :mod:`sb3_ext.datasets.hdf5`
     """
     wanted = [*NEEDED, *OPTIONAL, METADATA_COLUMN]
-    if infos is True:
-        wanted += [key for key in hdf5.list_columns(path) if key.startswith(INFO_PREFIX)]
-    elif infos:
-        wanted += [INFO_PREFIX + key for key in infos]
+    available = [key for key in hdf5.list_columns(path) if key.startswith(INFO_PREFIX)] if infos else []
+    wanted += [key for key in available if infos is True or key.removeprefix(INFO_PREFIX) in infos]  # type: ignore[operator]
     columns, attributes = hdf5.read_columns(path, wanted)
     missing = [key for key in NEEDED if key not in columns]
     if missing:
@@ -256,18 +256,30 @@ def _parse_metadata(path: Path, column: np.ndarray) -> Metadata:
 
 
 def _guess_metadata(path: Path, name: str, attributes: dict[str, Any], columns: dict[str, np.ndarray]) -> Metadata:
+    known_name = name if is_d4rl_name(name) else ""
     env_id = attributes.get("env_id")
-    env_id = env_id if isinstance(env_id, str) else _by_prefix(ENVIRONMENTS, name)
-    scores = _by_prefix(REFERENCE_SCORES, name) or _by_prefix(REFERENCE_SCORES, (env_id or "").lower()) or (None, None)
+    env_id = env_id if isinstance(env_id, str) else _by_prefix(ENVIRONMENTS, known_name)
+    scores = _by_prefix(REFERENCE_SCORES, known_name) or (None, None)
+    for pattern, prefix in SCORES_OF_ENVIRONMENTS.items():
+        if scores[0] is None and re.fullmatch(pattern, env_id or ""):
+            scores = REFERENCE_SCORES[prefix]
     return Metadata(
         source=str(path),
         dataset_id=name,
         env_id=env_id,
+        env_spec=_with_contact_forces(env_id, columns["observations"]),
         observation_space=_observation_space(columns["observations"]),
         action_space=_action_space(columns["actions"]),
         ref_min_score=scores[0],
         ref_max_score=scores[1],
     )
+
+
+def _with_contact_forces(env_id: str | None, observations: np.ndarray) -> str | None:
+    """D4RL's ants feel contact forces, Ant-v4's only if asked to."""
+    if env_id != "Ant-v4" or observations.shape[1:] != (111,):
+        return None
+    return replace(gym.spec(env_id), kwargs={"use_contact_forces": True}).to_json()
 
 
 def _by_prefix(table: dict[str, Any], name: str) -> Any:
@@ -334,6 +346,9 @@ def replacing_file(path: Path) -> Iterator[Path]:
         raise DatasetError(f"{path} cannot be written: {error}") from error
     temporary = Path(name)
     try:
+        mask = os.umask(0)
+        os.umask(mask)
+        temporary.chmod(0o666 & ~mask)  # as any new file; a temporary one is the owner's alone
         yield temporary
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # h5py reports a full disk as either

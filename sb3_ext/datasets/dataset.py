@@ -7,9 +7,10 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 from minari.serialization import deserialize_space, serialize_space
 
 from sb3_ext.datasets.errors import DatasetError
@@ -96,6 +97,12 @@ class Metadata:
                 if name in values:
                     values[name] = deserialize_space(values[name])
             values["counts"] = dict(values.get("counts", {}))
+            for name in ("source", "dataset_id", "env_id", "env_spec", "description"):
+                if not isinstance(values.get(name, ""), str):
+                    raise TypeError(f"{name} is {values[name]!r}, no text")
+            for name in ("ref_min_score", "ref_max_score"):
+                if not isinstance(values.get(name, 0.0), (int, float)):
+                    raise TypeError(f"{name} is {values[name]!r}, no number")
             values["transforms"] = tuple(transform_from_dict(entry) for entry in values.get("transforms", ()))
             return cls(**values)
         except DatasetError:
@@ -197,7 +204,7 @@ class Dataset:
         """
         for key in SUCCESS_KEYS:
             if key in self.infos:
-                return self.infos[key].astype(bool).reshape(-1)
+                return as_flags(self.infos[key], f"{self.source}: {key}")
         low, high = self.rewards.min(), self.rewards.max()
         if low < high and np.isin(self.rewards, (low, high)).all():
             return self.rewards == high
@@ -245,7 +252,12 @@ class Dataset:
         return 100 * (returns - low) / (high - low)
 
     def with_metadata(self, **changes: Any) -> "Dataset":
-        """The same data under other metadata, for instance ``with_metadata(env_id=None)``."""
+        """
+        The same data under other metadata, for instance ``with_metadata(env_id=None)``. Another ``env_id`` alone clears
+        ``env_spec``, which was the other environment's.
+        """
+        if "env_id" in changes and changes["env_id"] != self.env_id:
+            changes = {"env_spec": None, **changes}
         return replace(self, metadata=replace(self.metadata, **changes))
 
     def select(self, keep: np.ndarray) -> "Dataset":
@@ -335,6 +347,13 @@ class Dataset:
             raise DatasetError(f"{source} holds no transitions. Collect some: sb3-ext collect --help")
         observations = [map_observations(_as_column, episode.observations) for episode in episodes]
         lengths = np.array([len(episode.rewards) for episode in episodes])
+        for i, (episode, length) in enumerate(zip(episodes, lengths, strict=True)):
+            counts = {name: len(getattr(episode, name)) for name in ("actions", "terminations", "truncations")}
+            if set(counts.values()) != {length}:
+                raise DatasetError(
+                    f"{source}: columns differ in length: episode {i} has {length} rewards and {counts}. Every column "
+                    "needs one row a step."
+                )
         for i, (obs, length) in enumerate(zip(observations, lengths, strict=True)):
             n_observations = {len(leaf) for leaf in leaves(obs).values()}
             if n_observations != {length + 1}:
@@ -464,7 +483,7 @@ def as_rewards(column: Any, source: str) -> np.ndarray:
 
 
 def _as_column(data: Any) -> np.ndarray:
-    return as_float32(np.asarray(data))
+    return np.ascontiguousarray(as_float32(np.asarray(data))) if np.ndim(data) else np.asarray(data)
 
 
 def _check_lengths(columns: Mapping[str, Any], source: str) -> None:
@@ -485,17 +504,53 @@ def _stack_infos(episodes: Sequence[Any], lengths: np.ndarray) -> dict[str, np.n
     return infos
 
 
-def env_spec_from_json(text: str | None) -> EnvSpec | None:
+def registered_spec(metadata: Metadata) -> EnvSpec | None:
     """
-    Gymnasium's spec from JSON, of older releases too.
+    Gymnasium's spec of the data's environment, as it is registered in this process, with the recording's arguments and
+    Gymnasium's own wrappers. Files can come from anyone: code that they name is never imported.
 
-    :raises DatasetError: it cannot be understood.
+    :return: None where no environment is named
+    :raises DatasetError: the spec is broken, the id is not registered, or there are other wrappers.
     """
-    if text is None:
+    env_id, recorded = metadata.env_id, None
+    if metadata.env_spec is not None:
+        try:
+            recorded = json.loads(metadata.env_spec)
+            env_id = recorded["id"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DatasetError(f"{metadata.source}: the environment's spec cannot be read: {error!r}") from error
+    if env_id is None:
         return None
+    if not isinstance(env_id, str) or ":" in env_id:
+        raise DatasetError(
+            f"{metadata.source} names the environment {env_id!r}; ids that import a module are not taken."
+        )
+    if env_id not in gym.registry and "Maze" in env_id:
+        import gymnasium_robotics  # registers its ids only where it is imported
+
+        gym.register_envs(gymnasium_robotics)
+    if env_id not in gym.registry:
+        raise DatasetError(
+            f"{metadata.source}: its environment {env_id} cannot be made. Install and import the package that "
+            "registers it, or name another: dataset.with_metadata(env_id=...)."
+        )
+    spec = gym.registry[env_id]
+    return spec if recorded is None else _with_recorded_arguments(spec, recorded, metadata.source)
+
+
+def _with_recorded_arguments(spec: EnvSpec, recorded: Mapping[str, Any], source: str) -> EnvSpec:
     try:
-        fields = json.loads(text)
-        known = EnvSpec.__dataclass_fields__
-        return EnvSpec.from_json(json.dumps({key: value for key, value in fields.items() if key in known}))
-    except Exception as error:  # JSON's, Gymnasium's and import errors of wrappers
-        raise DatasetError(f"The environment's spec cannot be read: {type(error).__name__}: {error}") from error
+        wrappers = tuple(WrapperSpec(**wrapper) for wrapper in recorded.get("additional_wrappers") or ())
+        foreign = [wrapper.name for wrapper in wrappers if not wrapper.entry_point.startswith("gymnasium.wrappers.")]
+        kwargs = {**spec.kwargs, **(recorded.get("kwargs") or {})}
+        limit = recorded.get("max_episode_steps", spec.max_episode_steps)
+        if not (limit is None or isinstance(limit, int)):
+            raise TypeError(f"max_episode_steps={limit!r}")
+    except (TypeError, AttributeError) as error:
+        raise DatasetError(f"{source}: the environment's spec cannot be read: {error!r}") from error
+    if foreign:
+        raise DatasetError(
+            f"{source} was recorded with the wrappers {foreign}, which are not Gymnasium's. Make the environment with "
+            "them yourself; dataset.with_metadata(env_spec=None) leaves them out."
+        )
+    return replace(spec, kwargs=kwargs, max_episode_steps=limit, additional_wrappers=wrappers)

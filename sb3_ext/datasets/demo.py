@@ -1,16 +1,19 @@
 """Datasets that need no download: made by the point maze's planner at the first use, kept in the cache afterwards."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import gymnasium as gym
 
 from sb3_ext.datasets.collect import Behaviour, random_expert, rollout_episodes, waypoint_expert
 from sb3_ext.datasets.errors import DatasetError
-from sb3_ext.datasets.folder import cache_folder, is_dataset_folder, write_folder
+from sb3_ext.datasets.folder import cache_folder, is_dataset_folder, read_folder, write_folder
 
 N_TRANSITIONS = 100_000
+VERSION = 1  # raised where the same name gives other data
 SEED = 0
 
+DEMO_PREFIX = "demo/"
 # Name -> the environment
 DEMO_DATASETS = {
     "demo/pointmaze-umaze": "PointMazeFlat/UMaze-v3",
@@ -25,13 +28,17 @@ def find_demo(name: str) -> Path:
     a third with much, the rest at random. Every run of this version makes the same ones, in about ten seconds.
 
     :param name: one of ``DEMO_DATASETS``
-    :raises DatasetError: the cache cannot be written.
+    :raises DatasetError: another name, or the cache cannot be written.
     """
+    if name not in DEMO_DATASETS:
+        raise DatasetError(f"There is no {name!r}; there are {', '.join(DEMO_DATASETS)}.")
     import sb3_ext_envs  # noqa: F401 (registers the environments)
 
-    path = cache_folder() / name
+    path = cache_folder() / f"{name}-v{VERSION}"
     if is_dataset_folder(path):
-        return path
+        with suppress(DatasetError):  # else it is broken, and made again
+            read_folder(path)
+            return path
     env = gym.make(DEMO_DATASETS[name], start_cell="random")
     try:
         planner = waypoint_expert(env)

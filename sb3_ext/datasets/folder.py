@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,9 @@ from sb3_ext.datasets.errors import DatasetError
 
 INDEX = "dataset.json"
 FORMAT_VERSION = 1
+# Part of the cache's keys: raised where reading a source gives other data than before
+READER_VERSION = 1
+ATTEMPTS = 5
 COLUMNS = ("rows", "next_rows", "actions", "rewards", "terminations", "truncations")
 
 # A column that is a Dict of arrays, such as observations and infos: file names by position, keys in the index
@@ -40,7 +44,12 @@ def write_folder(dataset: Dataset, path: Path, extra: Mapping[str, Any] | None =
     """
     if path.exists() and not is_dataset_folder(path) and not (path.is_dir() and not any(path.iterdir())):
         raise DatasetError(f"{path} exists and is no dataset. Choose another folder.")
-    index: dict[str, Any] = {"format": FORMAT_VERSION, "metadata": dataset.metadata.to_dict(), **(extra or {})}
+    index: dict[str, Any] = {
+        "format": FORMAT_VERSION,
+        "writing": uuid.uuid4().hex,
+        "metadata": dataset.metadata.to_dict(),
+        **(extra or {}),
+    }
     with replacing_folder(path) as temporary:
         for name in COLUMNS:
             np.save(temporary / f"{name}.npy", getattr(dataset, name))
@@ -98,7 +107,25 @@ def read_folder(path: Path) -> Dataset:
 
     :raises DatasetError: a file is missing, cut off or does not fit the others.
     """
-    index = read_index(path)
+    return _read_whole(path)[1]
+
+
+def _read_whole(path: Path) -> tuple[dict[str, Any], Dataset]:
+    """Index and columns of the same writing: another process may replace the folder in between."""
+    for attempt in range(ATTEMPTS):
+        index = read_index(path)
+        try:
+            dataset = _map_columns(path, index)
+        except DatasetError:
+            if attempt == ATTEMPTS - 1 or read_index(path) == index:
+                raise
+            continue
+        if read_index(path) == index:
+            return index, dataset
+    raise DatasetError(f"{path} is being replaced again and again. Wait until its writer is done.")
+
+
+def _map_columns(path: Path, index: dict[str, Any]) -> Dataset:
     keys: dict[str, list[str]] = {name: index.get(name) or [] for name in _DICTS}
     if not all(isinstance(names, list) and all(isinstance(key, str) for key in names) for names in keys.values()):
         raise DatasetError(f"{path}: the index does not name the columns. Convert the source again.")
@@ -122,6 +149,11 @@ def _check(path: Path, columns: Mapping[str, np.ndarray], frames: Mapping[str, n
     wrong = [name for name, kind in expected.items() if columns[name].dtype.kind != kind or columns[name].ndim != 1]
     everything = {**columns, **frames}
     wrong += [name for name, column in everything.items() if column.dtype.kind == "f" and column.dtype != np.float32]
+    wrong += [
+        name
+        for name, column in everything.items()
+        if column.dtype == bool and column.size and column.view(np.uint8).max() > 1
+    ]
     counts = {len(frame) if frame.ndim else -1 for frame in frames.values()}
     if wrong or len(counts) != 1 or columns["actions"].ndim < 1:
         raise DatasetError(f"{path}: the columns {wrong or list(frames)} are malformed. Convert the source again.")
@@ -148,16 +180,19 @@ class CacheEntry:
     """
 
     def __init__(self, source: Path, options: Mapping[str, Any]):
-        place = hashlib.sha256(json.dumps([str(source.resolve()), options], sort_keys=True).encode()).hexdigest()[:16]
+        place = hashlib.sha256(
+            json.dumps([READER_VERSION, str(source.resolve()), options], sort_keys=True).encode()
+        ).hexdigest()[:16]
         self.path = cache_folder() / "columns" / f"{source.stem}-{place}"
         self.key = fingerprint(source)
 
     def read(self) -> Dataset | None:
         """The dataset, or None if there is none, or one of an older state of the source, or a broken one."""
         try:
-            return read_folder(self.path) if read_index(self.path).get("key") == self.key else None
+            index, dataset = _read_whole(self.path)
         except DatasetError:
             return None
+        return dataset if index.get("key") == self.key else None
 
     def write(self, dataset: Dataset) -> None:
         """:raises DatasetError: the cache cannot be written."""

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import minari
 import numpy as np
+from minari.storage import get_dataset_path
 from stable_baselines3.common.buffers import ReplayBuffer
 
 from sb3_ext.datasets.checks import BadEpisodes, check_bad_episodes, check_jumps, check_rewards, mend
 from sb3_ext.datasets.collect import rollout_episodes, scripted_expert
 from sb3_ext.datasets.d4rl import FILES, find_d4rl, is_d4rl_name, is_uncompressed, read_d4rl
 from sb3_ext.datasets.dataset import Dataset
-from sb3_ext.datasets.demo import DEMO_DATASETS, find_demo
+from sb3_ext.datasets.demo import DEMO_DATASETS, DEMO_PREFIX, find_demo
+from sb3_ext.datasets.environments import with_flat_maze
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.folder import CacheEntry, cache_folder, is_dataset_folder, read_folder
 from sb3_ext.datasets.minari import DEFAULT_INFOS, data_folder, minari_id, read_minari
@@ -58,8 +61,8 @@ def load(
         - a path: a folder of Minari or of our own (:func:`~sb3_ext.datasets.save`), an ``.hdf5`` file in D4RL's layout,
           an ``.npz`` file with the columns of :meth:`Dataset.from_arrays`, or the ``.pkl`` file of a replay buffer;
         - one of SB3's replay buffers, a mapping of arrays, or a ``Dataset``.
-    :param transforms: objects of :mod:`sb3_ext.datasets.transforms`, or mappings such as
-        ``{"name": "top_episodes", "percent": 10}``, applied in this order, after the three arguments that follow
+    :param transforms: objects of :mod:`sb3_ext.datasets.transforms`, names, or mappings such as
+        ``{"name": "top_episodes", "percent": 10}``, applied in this order, before the three arguments that follow
     :param truncate_at_success: drop what follows the first success of an episode
     :param terminate_at_success: make every successful step terminal
     :param reward_shift: added to every reward, -1 for AntMaze
@@ -74,19 +77,30 @@ def load(
     :raises DatasetError: nothing is found, or what is found is empty, broken or unusable.
     """
     check_bad_episodes(bad_episodes)
-    shortcuts: list[Transform] = []
+    chosen = [_as_transform(transform) for transform in _as_list(transforms)]
+    # Relabelling and selection first: what counts as success, and which episodes are best, is not for a shift to change
     if truncate_at_success:
-        shortcuts.append(TruncateAtSuccess())
+        chosen.append(TruncateAtSuccess())
     if terminate_at_success:
-        shortcuts.append(TerminateAtSuccess())
-    if reward_shift:
-        shortcuts.append(RewardShift(reward_shift))
+        chosen.append(TerminateAtSuccess())
     dataset = read(spec, bad_episodes, infos, trust, download, cache)
+    for transform in chosen:
+        dataset = transform(dataset)
     if not allow_constant_rewards:
         check_rewards(dataset)
-    for transform in (*shortcuts, *transforms):
-        dataset = (transform if isinstance(transform, Transform) else transform_from_dict(transform))(dataset)
-    return dataset
+    return RewardShift(reward_shift)(dataset) if reward_shift else dataset
+
+
+def _as_list(transforms: Any) -> list[Any]:
+    is_one = isinstance(transforms, (Transform, Mapping, str))
+    return [transforms] if is_one else list(transforms)
+
+
+def _as_transform(transform: Any) -> Transform:
+    """A transform from itself, its name, or its name and arguments."""
+    if isinstance(transform, Transform):
+        return transform
+    return transform_from_dict({"name": transform} if isinstance(transform, str) else transform)
 
 
 def read(
@@ -143,17 +157,16 @@ def _find(name: str, download: bool) -> Path:
                 f"The folder {name!r} holds no dataset: neither a metadata.json of Minari nor a dataset.json of ours."
             )
         return folder
-    if name in DEMO_DATASETS:
+    if name.startswith(DEMO_PREFIX):
         return find_demo(name)
-    if is_d4rl_name(name):
+    if path.is_file():
+        raise DatasetError(f"{path} is no dataset: files that can be read end in .npz, .hdf5, .h5 or .pkl.")
+    if is_d4rl_name(name) and name not in minari.list_local_datasets():
         return find_d4rl(name, cache_folder() / "d4rl", download)
     return _find_minari(name, download)
 
 
 def _find_minari(name: str, download: bool) -> Path:
-    import minari
-    from minari.storage import get_dataset_path
-
     try:
         dataset_id = minari_id(name)
     except DatasetError as error:
@@ -187,7 +200,7 @@ def _read_cached(
     name: str, path: Path, bad_episodes: BadEpisodes, infos: bool | Sequence[str], trust: bool, cache: bool
 ) -> Dataset:
     if is_dataset_folder(path):
-        return mend(read_folder(path), bad_episodes)
+        return mend(read_folder(path).with_metadata(source=name), bad_episodes)
     if path.suffix == ".npz":
         return mend(_read_npz(path), bad_episodes)
     if path.suffix == ".pkl":
@@ -204,7 +217,7 @@ def _read_cached(
             warnings.warn(f"{name}: {number} {what}.", stacklevel=3)
         return cached.with_metadata(source=str(path) if is_file else repr(name))
     if is_file:
-        dataset = read_d4rl(path, infos, d4rl_name)
+        dataset = with_flat_maze(read_d4rl(path, infos, d4rl_name))
     else:
         dataset = read_minari(path, repr(name), infos, bad_episodes)
     dataset = check_jumps(mend(dataset, bad_episodes), bad_episodes)

@@ -32,10 +32,10 @@ from sb3_ext.datasets.dataset import (
     as_flags,
     as_float32,
     as_rewards,
-    env_spec_from_json,
     episode_rows,
     leaves,
     map_observations,
+    registered_spec,
 )
 from sb3_ext.datasets.errors import DatasetError
 
@@ -130,11 +130,11 @@ def _read_header(folder: Path, source: str) -> _Header:
             deserialize_space(raw[name]) if name in raw else None for name in ("observation_space", "action_space")
         )
         env_spec = raw.get("env_spec")
-        spec = env_spec_from_json(env_spec)
+        env_id = None if env_spec is None else json.loads(env_spec)["id"]
         metadata = Metadata(
             source=source,
             dataset_id=raw.get("dataset_id"),
-            env_id=spec.id if spec else None,
+            env_id=env_id,
             env_spec=env_spec,
             observation_space=observation_space,
             action_space=action_space,
@@ -266,7 +266,7 @@ def _assemble(
             raise DatasetError(
                 f"{source}: {bad.sum()} of {len(bad)} episodes are malformed. Episode {i} has {n_steps[1][i]} rewards, "
                 f"{n_steps[0][i]} actions and {n_observations[0][i]} observations; T steps need T + 1 observations. "
-                "load(..., bad_episodes='drop') leaves such episodes out, 'repair' keeps their complete steps."
+                "bad_episodes='drop' (--bad-episodes drop) leaves them out, 'repair' keeps their complete steps."
             )
         complete = np.minimum(n_steps.min(axis=0), n_observations.min(axis=0) - 1).clip(min=0)
         counts = np.where(bad, 0 if bad_episodes == "drop" else complete, counts)
@@ -288,7 +288,7 @@ def _assemble(
         rewards=as_rewards(steps("rewards"), source),
         terminations=as_flags(steps("terminations"), f"{source}: terminations"),
         truncations=as_flags(steps("truncations"), f"{source}: truncations"),
-        infos=_infos(columns, counts, steps),
+        infos=_infos(columns, n_steps[0], bad, counts, source, steps),
         metadata=header.metadata,
     )
     if not bad.any():
@@ -306,15 +306,20 @@ def _align(values: np.ndarray, lengths: np.ndarray, expected: np.ndarray) -> np.
     return values[np.minimum(starts + np.minimum(within, np.repeat(lengths, expected)), len(values) - 1)]
 
 
-def _infos(columns: dict[str, Column], counts: np.ndarray, steps: Any) -> dict[str, np.ndarray]:
+def _infos(
+    columns: dict[str, Column], recorded: np.ndarray, bad: np.ndarray, counts: np.ndarray, source: str, steps: Any
+) -> dict[str, np.ndarray]:
     """Infos have a row a step, or one more in front for the reset; others are left out."""
     infos = {}
     for name, (_, lengths) in columns.items():
-        if name.startswith("infos/"):
-            for offset in (0, 1):
-                if (lengths[counts > 0] == counts[counts > 0] + offset).all():
-                    infos[name.removeprefix("infos/")] = steps(name, offset)
-                    break
+        if not name.startswith("infos/"):
+            continue
+        judges = ~bad if not bad.all() else counts > 0
+        offset = next((k for k in (0, 1) if (lengths[judges] == recorded[judges] + k).all()), None)
+        if offset is None or (lengths < np.where(counts > 0, counts + offset, 0)).any():
+            warnings.warn(f"{source}: {name} is left out, its rows are not those of the steps.", stacklevel=2)
+        else:
+            infos[name.removeprefix("infos/")] = steps(name, offset)
     return infos
 
 
@@ -358,6 +363,12 @@ def write_minari(dataset: Dataset, name: str, data_format: str = "hdf5", overwri
             f"{dataset.source} does not name its spaces, which Minari needs: "
             "dataset.with_metadata(observation_space=env.observation_space, action_space=env.action_space)."
         )
+    changed = [transform.name for transform in metadata.transforms if transform.changes_env]
+    if changed:
+        raise DatasetError(
+            f"{dataset.source}: Minari cannot hold what was done to rewards or observations ({', '.join(changed)}); "
+            "the data would no longer fit their environment. Save them without these transforms, or in another format."
+        )
     env = _make_env(metadata)
     extra: dict[str, Any] = {"data_format": data_format, "description": metadata.description}
     if metadata.ref_max_score is not None:
@@ -393,10 +404,11 @@ def check_free(dataset_id: str, overwrite: bool) -> None:
 
 def _make_env(metadata: Metadata) -> gym.Env | None:
     """Minari notes the environment only if it is handed one; without it the dataset is as good for training."""
-    spec = env_spec_from_json(metadata.env_spec) or metadata.env_id
     try:
+        spec = registered_spec(metadata)
         return None if spec is None else gym.make(spec)
-    except Exception:  # an environment that is not installed here raises whatever it likes
+    except Exception as error:  # an environment that is not installed here raises whatever it likes
+        warnings.warn(f"The written dataset does not name its environment: {error}", stacklevel=3)
         return None
 
 

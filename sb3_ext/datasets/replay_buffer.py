@@ -108,7 +108,7 @@ def _unpickle(path: Path, trust: bool) -> ReplayBuffer:
     if not trust:
         raise DatasetError(
             f"{path} is a pickle, and opening one can run any code that its author put in. If you made it yourself or "
-            "trust who did: load(..., trust=True). To pass it on, convert it: sb3-ext dataset convert --trust."
+            "trust who did: load(..., trust=True), --trust on the command line. To pass it on, convert it first."
         )
     try:
         buffer = load_from_pkl(path)
@@ -125,14 +125,17 @@ def to_replay_buffer(
     action_space: spaces.Space | None = None,
     buffer_size: int | None = None,
     device: th.device | str = "auto",
+    n_envs: int = 1,
 ) -> ReplayBuffer:
     """
     One of SB3's buffers that holds the dataset, for ``model.replay_buffer`` or ``save_to_pkl``.
 
     :param observation_space: that of the model; the dataset's where left out
     :param action_space: likewise
-    :param buffer_size: room for transitions, at least as many as the dataset's, which it is by default
+    :param buffer_size: room for transitions, at least as many as the dataset's, which it is by default. A model that
+        goes on collecting overwrites the oldest once the buffer is full: leave it room.
     :param device: where batches go
+    :param n_envs: environments of the model; transitions that do not fill a row of all are left out
     :raises DatasetError: the spaces are unknown or not the data's, or there is too little room.
     """
     observation_space = observation_space or dataset.metadata.observation_space
@@ -140,32 +143,40 @@ def to_replay_buffer(
     if observation_space is None or action_space is None:
         raise DatasetError(f"{dataset.source} does not name its spaces: pass observation_space= and action_space=.")
     buffer_size = len(dataset) if buffer_size is None else buffer_size
+    if n_envs < 1 or len(dataset) < n_envs:
+        raise DatasetError(
+            f"{dataset.source}: {len(dataset)} transitions cannot be dealt out to {n_envs} environments."
+        )
     if buffer_size < len(dataset):
         raise DatasetError(f"{dataset.source} has {len(dataset)} transitions, buffer_size={buffer_size} is less.")
     check_spaces(dataset, observation_space, action_space)
     is_dict = isinstance(observation_space, spaces.Dict)
     make: Callable[..., ReplayBuffer] = DictReplayBuffer if is_dict else ReplayBuffer
-    buffer = make(buffer_size, observation_space, action_space, device=device, n_envs=1)
+    buffer = make(buffer_size, observation_space, action_space, device=device, n_envs=n_envs)
     fill_buffer(dataset, buffer)
     return buffer
 
 
 def fill_buffer(dataset: Dataset, buffer: ReplayBuffer) -> None:
     """
-    Put all transitions at the beginning of a buffer with one environment.
+    Put all transitions at the beginning of a buffer. Several environments get a part of the dataset each.
 
     :param buffer: a ``ReplayBuffer``, ``DictReplayBuffer`` or ``NStepReplayBuffer`` with room for them
     """
-    n = len(dataset)
+    n_rows = len(dataset) // buffer.n_envs
+    used = n_rows * buffer.n_envs
+    ends = dataset.ends[:used].copy()
+    ends[n_rows - 1 :: n_rows] = True  # where a part stops
+
+    def put(target: Any, values: np.ndarray) -> None:
+        # (n, ...) -> (n_rows, n_envs, ...)
+        target[:n_rows] = np.swapaxes(values[:used].reshape(buffer.n_envs, n_rows, *target.shape[2:]), 0, 1)
+
     for name in ("observations", "next_observations"):
-        map_observations(_copy_rows, getattr(buffer, name), getattr(dataset, name))
-    buffer.actions[:n, 0] = scale_actions(dataset.actions, buffer.action_space).reshape(n, -1)
-    buffer.rewards[:n, 0] = dataset.rewards
-    buffer.dones[:n, 0] = dataset.ends
+        map_observations(put, getattr(buffer, name), getattr(dataset, name))
+    put(buffer.actions, scale_actions(dataset.actions, buffer.action_space))
+    put(buffer.rewards, dataset.rewards)
+    put(buffer.dones, ends)
     # SB3 bootstraps where `timeouts` is set; a state that is terminal as well must not be
-    buffer.timeouts[:n, 0] = dataset.ends & ~dataset.terminations
-    buffer.pos, buffer.full = n % buffer.buffer_size, n == buffer.buffer_size
-
-
-def _copy_rows(target: np.ndarray, source: np.ndarray) -> None:
-    target[: len(source), 0] = source.reshape(len(source), *target.shape[2:])
+    put(buffer.timeouts, ends & ~dataset.terminations[:used])
+    buffer.pos, buffer.full = n_rows % buffer.buffer_size, n_rows == buffer.buffer_size

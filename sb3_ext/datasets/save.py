@@ -43,6 +43,11 @@ def check_target(target: str | os.PathLike, format: Format | None = None, overwr
     format = format or guess_format(target)
     name = os.fspath(target)
     if format in ("minari", "arrow"):
+        if Path(name).suffix:
+            raise DatasetError(
+                f"{name}: files of this kind are not written. .hdf5 is D4RL's layout, .pkl a replay buffer, ./name a "
+                "folder of ours, and a name without a dot a Minari dataset."
+            )
         check_free(minari_id(name), overwrite)
         return
     path = Path(name).expanduser()
@@ -68,6 +73,8 @@ def save(dataset: Dataset, target: str | os.PathLike, format: Format | None = No
     :return: the file or folder that was written
     :raises DatasetError: something is there, the format cannot hold the data, or it cannot be written.
     """
+    if not isinstance(dataset, Dataset):
+        raise DatasetError(f"save(dataset, target) needs a Dataset first, not {dataset!r}.")
     check_target(target, format, overwrite)
     format = format or guess_format(target)
     name = os.fspath(target)

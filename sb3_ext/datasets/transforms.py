@@ -7,7 +7,7 @@ statistics the first time it is applied; what the metadata hold are the frozen o
 sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -25,6 +25,8 @@ class Transform:
     """Base class: calling a transform gives a new dataset, whose metadata end in the transform."""
 
     name: ClassVar[str]
+    # Whether the data no longer fit the environment as it is
+    changes_env: ClassVar[bool] = False
 
     def __call__(self, dataset: Dataset) -> Dataset:
         """
@@ -59,12 +61,15 @@ class Transform:
 class _ScaledRewards(Transform):
     """Rewards times a factor plus a constant."""
 
+    changes_env: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if value is not None and not (isinstance(value, (int, float)) and np.isfinite(value)):
-                raise DatasetError(f"{self.name}: {name}={value!r} must be a finite number.")
-            if value == 0 and name != "shift":
-                raise DatasetError(f"{self.name}: {name}=0 would make all rewards equal.")
+        for name, value in list(vars(self).items()):
+            if value is None:
+                continue
+            _set_number(self, name, value)
+            if not getattr(self, name) > 0 and name != "shift":
+                raise DatasetError(f"{self.name}: {name}={value!r} must be above 0.")
 
     def _factor_and_shift(self) -> tuple[float, float]:
         raise NotImplementedError
@@ -146,11 +151,15 @@ class StandardizeObservations(Transform):
     """
 
     name: ClassVar[str] = "standardize_observations"
+    changes_env: ClassVar[bool] = True
     epsilon: float = 1e-3
     mean: Any = None
     std: Any = None
 
     def __post_init__(self) -> None:
+        _set_number(self, "epsilon", self.epsilon)
+        if not self.epsilon > 0:
+            raise DatasetError(f"{self.name}: epsilon={self.epsilon!r} must be above 0.")
         if (self.mean is None) != (self.std is None):
             raise DatasetError("StandardizeObservations needs both mean and std, or neither.")
 
@@ -199,6 +208,9 @@ class TruncateAtSuccess(Transform):
         truncations = dataset.truncations | (successes & ~dataset.terminations)
         return replace(dataset, truncations=truncations).select(keep)
 
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        return _SuccessWrapper(env, truncates=True) if training else env
+
 
 @dataclass(frozen=True)
 class TerminateAtSuccess(Transform):
@@ -214,6 +226,9 @@ class TerminateAtSuccess(Transform):
             truncations=dataset.truncations & ~successes,
         )
 
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        return _SuccessWrapper(env, terminates=True) if training else env
+
 
 @dataclass(frozen=True)
 class RelabelSuccess(Transform):
@@ -225,12 +240,17 @@ class RelabelSuccess(Transform):
     """
 
     name: ClassVar[str] = "relabel_success"
+    changes_env: ClassVar[bool] = True
     goal: Any = None
     radius: float = 0.45
 
     def __post_init__(self) -> None:
+        _set_number(self, "radius", self.radius)
         if self.goal is not None:  # plain numbers, as JSON holds them
-            object.__setattr__(self, "goal", tuple(float(entry) for entry in self.goal))
+            try:
+                object.__setattr__(self, "goal", tuple(float(entry) for entry in self.goal))
+            except (TypeError, ValueError) as error:
+                raise DatasetError(f"{self.name}: goal={self.goal!r} must be a list of numbers.") from error
 
     def apply(self, dataset: Dataset) -> Dataset:
         if self.goal is None:
@@ -251,6 +271,9 @@ class RelabelSuccess(Transform):
         infos.pop("is_success", None)
         return replace(dataset, rewards=successes.astype(np.float32), infos=infos)
 
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        return _SuccessWrapper(env, rewards=True, goal=self.goal, radius=self.radius) if training else env
+
 
 @dataclass(frozen=True)
 class TopEpisodes(Transform):
@@ -263,9 +286,12 @@ class TopEpisodes(Transform):
     name: ClassVar[str] = "top_episodes"
     percent: float = 10.0
 
-    def apply(self, dataset: Dataset) -> Dataset:
+    def __post_init__(self) -> None:
+        _set_number(self, "percent", self.percent)
         if not 0 < self.percent <= 100:
             raise DatasetError(f"percent={self.percent} must be in (0, 100].")
+
+    def apply(self, dataset: Dataset) -> Dataset:
         n_kept = max(round(self.percent / 100 * dataset.n_episodes), 1)
         # Stable, so that of equal returns the earlier episodes stay
         best = np.argsort(-dataset.returns, kind="stable")[:n_kept]
@@ -309,6 +335,7 @@ class FlattenGoals(Transform):
     """
 
     name: ClassVar[str] = "flatten_goals"
+    changes_env: ClassVar[bool] = True
     keys: tuple[str, ...] = ("observation", "desired_goal")
 
     def _flatten(self, observations: Mapping[str, Any]) -> np.ndarray:
@@ -371,6 +398,59 @@ def transform_from_dict(values: Mapping[str, Any]) -> Transform:
         return TRANSFORMS[values["name"]](**arguments)
     except (TypeError, ValueError) as error:
         raise DatasetError(f"Transform {values['name']!r}: {error}.") from error
+
+
+class _SuccessWrapper(gym.Wrapper):
+    """What the success transforms do to data, for training online: rewards of success alone, an end at success."""
+
+    def __init__(
+        self,
+        env: gym.Env,
+        rewards: bool = False,
+        truncates: bool = False,
+        terminates: bool = False,
+        goal: Any = None,
+        radius: float = 0.45,
+    ):
+        super().__init__(env)
+        self.rewards, self.truncates, self.terminates = rewards, truncates, terminates
+        self.goal, self.radius = goal, radius
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if self.goal is not None:
+            position = np.asarray(obs)[: len(self.goal)]
+            success = bool(np.linalg.norm(position - np.float32(self.goal)) <= self.radius)
+        else:
+            success = bool(info.get("is_success", info.get("success", False)))
+        return (
+            obs,
+            float(success) if self.rewards else reward,
+            terminated or (self.terminates and success),
+            truncated or (self.truncates and success and not terminated),
+            info,
+        )
+
+
+def _set_number(transform: Transform, name: str, value: Any) -> None:
+    """A plain finite float, as JSON holds it."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = np.nan
+    if not np.isfinite(number) or isinstance(value, (str, bytes)):
+        raise DatasetError(f"{transform.name}: {name}={value!r} must be a finite number.")
+    object.__setattr__(transform, name, number)
+
+
+def reward_factor_and_shift(transforms: Iterable[Transform]) -> tuple[float, float]:
+    """What a series of transforms does to a reward: times the first, plus the second."""
+    factor, shift = 1.0, 0.0
+    for transform in transforms:
+        if isinstance(transform, _ScaledRewards):
+            own_factor, own_shift = transform._factor_and_shift()
+            factor, shift = factor * own_factor, shift * own_factor + own_shift
+    return factor, shift
 
 
 def successes_of(dataset: Dataset) -> np.ndarray:
