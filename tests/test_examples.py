@@ -44,7 +44,7 @@ def test_python_of_the_readme_runs(tmp_path):
     assert (tmp_path / "hammer.zip").exists()
     (tmp_path / "loading.py").write_text(loading)
     run(tmp_path, "loading.py")
-    assert (tmp_path / "pointmaze.hdf5").exists()
+    assert (tmp_path / "maze.hdf5").exists()
 
 
 def test_commands_of_the_datasets_page_run(tmp_path):
