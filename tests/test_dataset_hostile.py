@@ -31,7 +31,7 @@ def test_entry_points_of_a_file_are_not_called(tmp_path, suffix):
     dataset, trace = hostile(tmp_path)
     save(dataset, tmp_path / suffix)
     loaded = load(tmp_path / suffix)
-    with pytest.raises(DatasetError, match="Evil-v0 cannot be made. Install and import"):
+    with pytest.raises(DatasetError, match=r"Evil-v0 cannot be made. Install and import"):
         make_eval_env(loaded)
     validate(str(tmp_path / suffix))
     with pytest.warns(UserWarning, match="does not name its environment"):
@@ -91,5 +91,5 @@ def test_booleans_are_0_or_1(tmp_path):
     content = bytearray(file.read_bytes())
     content[-1] = 2
     file.write_bytes(content)
-    with pytest.raises(DatasetError, match="terminations.* malformed"):
+    with pytest.raises(DatasetError, match=r"terminations.* malformed"):
         load(tmp_path / "folder")

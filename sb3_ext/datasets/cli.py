@@ -118,11 +118,12 @@ def _or_exit(
     parser: argparse.ArgumentParser, run: Callable[[], None], errors: tuple[type[Exception], ...] = (DatasetError,)
 ) -> None:
     """Expected errors as one line instead of a traceback, warnings as one line each."""
-    warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
-    try:
-        run()
-    except errors as error:
-        sys.exit(f"{parser.prog}: error: {error}")
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_args, **_kwargs: print(f"warning: {message}", file=sys.stderr)
+        try:
+            run()
+        except errors as error:
+            sys.exit(f"{parser.prog}: error: {error}")
 
 
 def _info(args: argparse.Namespace) -> None:

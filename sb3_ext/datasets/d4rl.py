@@ -25,7 +25,7 @@ import re
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from sb3_ext.datasets.dataset import (
     as_rewards,
     join_frames,
     leaves,
+    registered_spec,
 )
 from sb3_ext.datasets.errors import DatasetError
 
@@ -236,9 +237,10 @@ def _timeouts(path: Path, column: np.ndarray | None, terminals: np.ndarray, meta
     """The file's flags; without them every episode lasts at most as long as its environment allows."""
     if column is not None:
         return as_flags(column, f"{path}: timeouts")
-    timeouts = np.zeros(len(terminals), dtype=bool)
-    spec = gym.registry.get(metadata.env_id or "")
-    limit = spec.max_episode_steps if spec else None
+    timeouts, limit = np.zeros(len(terminals), dtype=bool), None
+    with suppress(DatasetError):
+        spec = registered_spec(metadata)
+        limit = spec.max_episode_steps if spec else None
     if limit is None:
         warnings.warn(f"{path} has no timeouts: only terminals are taken for the ends of episodes.", stacklevel=2)
         return timeouts

@@ -220,7 +220,11 @@ def _arrow_leaves(name: str, array: Any) -> Iterator[tuple[str, np.ndarray]]:
 
     if pa.types.is_struct(array.type):
         for child in array.type:
-            yield from _arrow_leaves(f"{name}/{child.name}", array.field(child.name))
+            for path, values in _arrow_leaves(f"{name}/{child.name}", array.field(child.name)):
+                shape = (child.metadata or {}).get(b"shape")  # Minari's note of the shape of a step
+                if shape is not None and path == f"{name}/{child.name}":
+                    values = values.reshape(len(values), *map(int, filter(None, shape.split(b","))))
+                yield path, values
     elif pa.types.is_fixed_size_list(array.type):
         flat = array.flatten().to_numpy(zero_copy_only=False)
         yield name, flat.reshape(len(array), array.type.list_size)

@@ -143,13 +143,12 @@ def plot(dataset: Dataset, path: Path) -> None:
     :param path: picture to write, by its ending: ``.png``, ``.pdf``, ``.svg``
     :raises DatasetError: it cannot be written.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     maze_positions = _maze_positions(dataset)
-    figure, axes = plt.subplots(1, 3 if maze_positions else 2, figsize=(13 if maze_positions else 9, 4))
+    # A Figure of its own draws without a window, and leaves pyplot's choice of a backend alone
+    figure = Figure(figsize=(13 if maze_positions else 9, 4))
+    axes = figure.subplots(1, 3 if maze_positions else 2)
     _histogram(axes[0], dataset.returns, "return of an episode")
     _histogram(axes[1], dataset.lengths, "steps of an episode")
     if maze_positions:
@@ -160,8 +159,6 @@ def plot(dataset: Dataset, path: Path) -> None:
         figure.savefig(path, dpi=100)
     except (OSError, ValueError) as error:
         raise DatasetError(f"{path} cannot be written: {error}") from error
-    finally:
-        plt.close(figure)
 
 
 def _histogram(axes: "Axes", values: np.ndarray, label: str) -> None:

@@ -162,6 +162,10 @@ class StandardizeObservations(Transform):
             raise DatasetError(f"{self.name}: epsilon={self.epsilon!r} must be above 0.")
         if (self.mean is None) != (self.std is None):
             raise DatasetError("StandardizeObservations needs both mean and std, or neither.")
+        for name in ("mean", "std"):  # plain lists, as JSON holds them
+            if getattr(self, name) is not None:
+                plain = map_observations(lambda values: np.asarray(values).tolist(), getattr(self, name))
+                object.__setattr__(self, name, plain)
 
     def fit(self, dataset: Dataset) -> "StandardizeObservations":
         if self.mean is not None:
