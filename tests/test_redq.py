@@ -227,7 +227,7 @@ def test_demo_ratio_is_the_share_of_each_batch():
     demo_rows = {tuple(row) for row in demos.observations.round(5).tolist()}
     marker = 123.0
     model.replay_buffer.observations[:] = marker
-    for batch in unstack(model._sample_mixed_batches(6, batch_size=16)):
+    for batch in unstack(model._sample_mixed_batches(6, 16, model.demo_ratio)):
         from_replay = (batch.observations == marker).all(dim=1)
         assert from_replay.sum() == 12
         rows = batch.observations[~from_replay].numpy().round(5).tolist()
@@ -237,12 +237,12 @@ def test_demo_ratio_is_the_share_of_each_batch():
 def test_demos_are_scaled_and_never_overwritten():
     demos = reach_demos()
     model = make_with_demos(demos=demos, buffer_size=50)
-    stored = model.demo_buffer._rows["actions"].numpy().copy()
+    stored = model.dataset_buffer._rows["actions"].numpy().copy()
     np.testing.assert_allclose(stored, model.policy.scale_action(demos.actions), rtol=1e-6)
     assert np.abs(stored).max() <= 1 and demos.actions.max() <= 1
     model.learn(120)
-    assert (model.demo_buffer._rows["actions"].numpy() == stored).all()
-    assert model.demo_buffer.size() == len(demos)
+    assert (model.dataset_buffer._rows["actions"].numpy() == stored).all()
+    assert model.dataset_buffer.size() == len(demos)
 
 
 def test_cloning_brings_the_actor_to_the_demonstrations():
@@ -264,7 +264,7 @@ def test_cloning_actions_on_the_border_stays_finite(policy):
              ("observations", "rewards", "next_observations", "terminations", "truncations")}  # fmt: skip
     model = make_with_demos(policy=policy, demos={**demos, "actions": actions}, bc_pretrain_steps=1000)
     model.learn(0)
-    batch = model.demo_buffer.sample(64)
+    batch = model.dataset_buffer.sample(64)
     assert set(batch.actions.unique().tolist()) == {-1.0, 1.0}
     log_prob = model.actor.log_prob(batch.observations, batch.actions)
     log_prob.mean().backward()
@@ -305,7 +305,7 @@ def test_bc_coef_scales_the_gradient_of_the_cloning_loss():
     for coef in (1.0, 0.25):
         model = make_with_demos(policy_kwargs={"net_arch": [16], "optimizer_class": th.optim.SGD})
         th.manual_seed(0)
-        batch = model.demo_buffer.sample(16)
+        batch = model.dataset_buffer.sample(16)
         before = parameters(model)
         update(model, model._update_by_cloning, batch, th.tensor(coef))
         grads.append([b - a for a, b in zip(before, parameters(model), strict=True)])
@@ -325,7 +325,7 @@ def test_fresh_normalisation_starts_with_the_demonstrations():
     env = VecNormalize(make_vec_env(reach_env))
     model = make_with_demos(env, learning_starts=1000)
     model.learn(0)
-    demo_obs = model.demo_buffer.frames.numpy()
+    demo_obs = model.dataset_buffer.frames.numpy()
     # Up to the single observation of the environment's own reset, and VecNormalize's first guess
     np.testing.assert_allclose(env.obs_rms.mean, demo_obs.mean(axis=0), atol=0.1)
     np.testing.assert_allclose(np.sqrt(env.obs_rms.var), demo_obs.std(axis=0), rtol=0.2)
@@ -400,7 +400,7 @@ def test_truncated_normal_acts_with_its_std_and_clips_noise_in_losses():
 def test_n_step_returns_reach_replay_and_demos():
     demos = reach_demos()
     model = make_with_demos(demos=demos, n_steps=3, learning_starts=0)
-    batch = model.demo_buffer.sample(64)
+    batch = model.dataset_buffer.sample(64)
     assert batch.discounts is not None
     n_steps = np.log(batch.discounts.numpy().flatten()) / np.log(0.99)
     assert set(n_steps.round(3)) <= {1.0, 2.0, 3.0} and len(set(n_steps.round(3))) > 1
@@ -435,7 +435,7 @@ def test_her_batches_each_have_their_share_of_relabelled_goals():
 def test_n_step_replay_buffer_of_the_user_sets_the_length_of_demos_too():
     kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 2, "gamma": 0.9}}
     model = make_with_demos(**kwargs, learning_starts=5)
-    assert model.demo_buffer.n_steps == 2 and model.demo_buffer.gamma == 0.9
+    assert model.dataset_buffer.n_steps == 2 and model.dataset_buffer.gamma == 0.9
     model.learn(20)
     with pytest.raises(ValueError, match="leave replay_buffer_class out"):
         make_with_demos(replay_buffer_class=ReplayBuffer, n_steps=3)
@@ -450,13 +450,13 @@ def test_loading_with_other_n_steps_and_gamma_reaches_both_buffers(tmp_path):
     other.learn(30, reset_num_timesteps=False)
     same.learn(30, reset_num_timesteps=False)
     assert not isinstance(other.replay_buffer, NStepReplayBuffer)
-    assert (same.replay_buffer.gamma, same.demo_buffer.gamma, same.demo_buffer.n_steps) == (0.9, 0.9, 3)
+    assert (same.replay_buffer.gamma, same.dataset_buffer.gamma, same.dataset_buffer.n_steps) == (0.9, 0.9, 3)
 
 
 def test_scripted_demos_go_through_the_wrappers_of_the_environment():
     env = gym.wrappers.TimeAwareObservation(gym.make("MetaWorldSparse/reach-v3"))
     model = make_with_demos(env, demos="scripted:1")
-    time = model.demo_buffer.frames[:, -1].numpy()
+    time = model.dataset_buffer.frames[:, -1].numpy()
     assert len(time) > 2 and (np.diff(time) > 0).all()
 
 

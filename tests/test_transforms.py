@@ -397,11 +397,11 @@ def test_saved_model_carries_what_was_done_to_its_demonstrations(tmp_path):
     )
     model.save(tmp_path / "model")
     with zipfile.ZipFile(tmp_path / "model.zip") as archive:
-        saved = json.loads(archive.read("data"))["demo_metadata"]
+        saved = json.loads(archive.read("data"))["dataset_metadata"]
     assert saved["transforms"] == [{"name": "top_episodes", "percent": 50}, {"name": "clip_actions", "limit": 0.9}]
     assert saved["env_id"] == SCRIPTED
     loaded = REDQ.load(tmp_path / "model", device="cpu")
-    transforms = tuple(transform_from_dict(values) for values in loaded.demo_metadata["transforms"])
+    transforms = tuple(transform_from_dict(values) for values in loaded.dataset_metadata["transforms"])
     assert transforms == demos.metadata.transforms
 
 

@@ -299,12 +299,12 @@ class REDQ(DemonstrationsMixin, SAC):
         if self.verbose > 0:
             print(f"Cloning the demonstrations: {n_steps} steps")
         self._update_learning_rate([self.actor.optimizer])
-        assert self.demo_buffer is not None
+        assert self.dataset_buffer is not None
         coef = th.ones((), device=self.device)
         max_chunk = self._max_batches()
         while n_steps > 0:
             chunk = min(n_steps, max_chunk)
-            batches = self._sample_batches(self.demo_buffer, chunk, self.batch_size)
+            batches = self._sample_batches(self.dataset_buffer, chunk, self.batch_size)
             with self.engine.session():
                 metrics = self.engine.loop(self._cloning_loop, (chunk,), batches, coef)
             self._bc_pretrain_steps_done += chunk
@@ -372,10 +372,10 @@ class REDQ(DemonstrationsMixin, SAC):
         n_updates = len(pattern) - n_cloning
         batches, bc_batches, bc_coef_tensor = None, None, None
         if n_updates > 0:
-            batches = self._sample_mixed_batches(n_updates, batch_size)
+            batches = self._sample_mixed_batches(n_updates, batch_size, self.demo_ratio)
         if n_cloning > 0:
-            assert self.demo_buffer is not None
-            bc_batches = self._sample_batches(self.demo_buffer, n_cloning, batch_size)
+            assert self.dataset_buffer is not None
+            bc_batches = self._sample_batches(self.dataset_buffer, n_cloning, batch_size)
             bc_coef_tensor = th.full((), bc_coef, device=self.device)
         subsets = draw_members(n_updates, self.n_critics, self.n_target_critics, self.device)
         # For the target's actions and for the actor's

@@ -1,0 +1,120 @@
+"""A dataset beside the replay buffer of an off-policy algorithm."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.preprocessing import is_image_space
+from stable_baselines3.common.vec_env import VecTransposeImage, unwrap_vec_wrapper
+
+from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
+from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
+from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
+from sb3_ext.datasets.checks import check_spaces
+from sb3_ext.datasets.dataset import Dataset, map_observations
+
+
+class DatasetMixin(OffPolicyMixin):
+    """
+    Gives an off-policy algorithm a second, read-only buffer with a dataset in it, and batches that mix both.
+
+    The class that uses it sets ``standardize_observations`` in its constructor, before ``_setup_model``, and calls
+    ``_attach`` with the dataset after it. The dataset is no part of the replay buffer: nothing overwrites it.
+    """
+
+    standardize_observations: bool
+    dataset_buffer: DatasetBuffer | None = None
+    # Saved with the model
+    _has_statistics = False
+    dataset_metadata: dict[str, Any] | None = None
+
+    def _setup_model(self) -> None:
+        if self.standardize_observations:
+            self._use_standardizing_extractor()
+        super()._setup_model()
+
+    def _use_standardizing_extractor(self) -> None:
+        if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
+            raise ValueError(
+                f"standardize_observations works on vectors, not on {self.observation_space}. "
+                "Wrap the environment in VecNormalize instead."
+            )
+        extractor = self.policy_kwargs.get("features_extractor_class", StandardizingExtractor)
+        if extractor is not StandardizingExtractor:
+            raise ValueError(f"standardize_observations and the features extractor {extractor} exclude each other.")
+        self.policy_kwargs = {**self.policy_kwargs, "features_extractor_class": StandardizingExtractor}
+
+    def _attach(self, dataset: Dataset) -> None:
+        """
+        Check a dataset against the spaces, take its statistics, and put it where batches are drawn from.
+
+        :raises DatasetError: it is of another environment.
+        """
+        dataset = self._transpose_images(dataset)
+        check_spaces(dataset, self.observation_space, self.action_space)
+        self.dataset_buffer = self._make_dataset_buffer(dataset)
+        self.dataset_metadata = dataset.metadata.to_dict()
+        if self.standardize_observations and not self._has_statistics:
+            observations = dataset.observations
+            assert isinstance(observations, np.ndarray)
+            set_statistics(self.policy, observations)
+            self._has_statistics = True
+
+    def _transpose_images(self, dataset: Dataset) -> Dataset:
+        """Datasets hold images as the environment gives them; SB3 may have put their channels first."""
+        wrapper = None if self.env is None else unwrap_vec_wrapper(self.env, VecTransposeImage)
+        if wrapper is None:
+            return dataset
+        check_spaces(dataset, wrapper.venv.observation_space, self.action_space)
+        return replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
+
+    def _make_dataset_buffer(self, dataset: Dataset) -> DatasetBuffer:
+        kwargs: dict[str, Any] = {}
+        if self.replay_buffer is None or isinstance(self.replay_buffer, (TensorReplayBuffer, NStepReplayBuffer)):
+            # Both halves of a batch have returns of the same length
+            source = self if self.replay_buffer is None else self.replay_buffer
+            kwargs = {"n_steps": source.n_steps, "gamma": source.gamma}
+        elif self.n_steps > 1:
+            raise ValueError(
+                f"n_steps={self.n_steps} with a dataset needs TensorReplayBuffer or SB3's NStepReplayBuffer, not "
+                f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
+            )
+        return DatasetBuffer(dataset, self.observation_space, self.action_space, device=self.device, **kwargs)
+
+    def _initialise_normalization(self) -> None:
+        """A young ``VecNormalize`` takes up the dataset's statistics, so that the first updates see their scale."""
+        vec_normalize = self._vec_normalize_env
+        if vec_normalize is None or not vec_normalize.norm_obs or not vec_normalize.training:
+            return
+        assert self.dataset_buffer is not None
+        observations = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
+        if isinstance(vec_normalize.obs_rms, dict):
+            pairs = [(rms, observations[key]) for key, rms in vec_normalize.obs_rms.items()]
+        else:
+            pairs = [(vec_normalize.obs_rms, observations)]
+        for rms, values in pairs:
+            if rms.count < len(values):
+                rms.update(values)
+
+    def _sample_mixed_batches(self, n_batches: int, batch_size: int, share: float) -> Samples:
+        """
+        Batches of which a share comes from the dataset, in one gather from each buffer.
+
+        :return: tensors of shape ``(n_batches, batch_size, ...)``
+        """
+        n_from_dataset = round(share * batch_size)
+        parts = []
+        for buffer, size in (
+            (self.replay_buffer, batch_size - n_from_dataset),
+            (self.dataset_buffer, n_from_dataset),
+        ):
+            if size > 0:
+                assert buffer is not None
+                parts.append(self._sample_batches(buffer, n_batches, size))
+        return parts[0] if len(parts) == 1 else map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "dataset_buffer"]
