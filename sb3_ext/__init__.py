@@ -1,7 +1,10 @@
 """Learning from demonstrations and offline data for Stable-Baselines3. Importing it registers the environments."""
 
 import sb3_ext_envs
+from sb3_ext.awac import AWAC
+from sb3_ext.bc import BC
+from sb3_ext.iql import IQL
 from sb3_ext.redq import REDQ
 from sb3_ext.version import __version__
 
-__all__ = ["REDQ", "__version__", "sb3_ext_envs"]
+__all__ = ["AWAC", "BC", "IQL", "REDQ", "__version__", "sb3_ext_envs"]

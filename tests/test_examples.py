@@ -47,6 +47,13 @@ def test_python_of_the_readme_runs(tmp_path):
     assert (tmp_path / "maze.hdf5").exists()
 
 
+def test_python_of_the_offline_page_runs(tmp_path):
+    (code,) = blocks("docs/offline.md", "python")
+    (tmp_path / "offline.py").write_text(code.replace("2_000", "20"))
+    run(tmp_path, "offline.py")
+    assert (tmp_path / "iql.zip").exists()
+
+
 def test_commands_of_the_datasets_page_run(tmp_path):
     (commands,) = blocks("docs/datasets.md", "bash")
     small = commands.replace("100000", "2000")

@@ -105,3 +105,38 @@ class TruncatedNormal:
         """
         z = (actions - self.loc) / self.scale
         return (-0.5 * z.square() - math.log(self.scale) - HALF_LOG_2_PI).sum(-1)
+
+
+class ClampedNormal:
+    """
+    Diagonal normal distribution whose samples are clamped into [-1, 1]. ``log_prob`` is the log-density of the normal
+    before clamping, so an action at exactly -1 or 1 is an ordinary point with a finite value and gradient.
+
+    :param loc: Mean in [-1, 1], shape ``(..., action_dim)``.
+    :param log_scale: Logarithm of the standard deviation, a shape that broadcasts to ``loc``'s.
+    """
+
+    def __init__(self, loc: th.Tensor, log_scale: th.Tensor):
+        self.loc = loc
+        self.log_scale = log_scale
+
+    @property
+    def mode(self) -> th.Tensor:
+        """Most probable action, shape ``(..., action_dim)``."""
+        return self.loc
+
+    def rsample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        :param noise: Standard normal noise of ``loc``'s shape; drawn here if None.
+        :return: shape ``(..., action_dim)``, in [-1, 1]
+        """
+        noise = th.randn_like(self.loc) if noise is None else noise
+        return (self.loc + self.log_scale.exp() * noise).clamp(-1, 1)
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: shape ``(..., action_dim)``, in [-1, 1]
+        :return: log-density summed over action dimensions, shape ``(...,)``
+        """
+        z = (actions - self.loc) * (-self.log_scale).exp()
+        return (-0.5 * z.square() - self.log_scale - HALF_LOG_2_PI).sum(-1)

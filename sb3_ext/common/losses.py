@@ -1,5 +1,7 @@
 """Losses as pure functions of tensors; each has a test with values worked out by hand."""
 
+import math
+
 import torch as th
 
 
@@ -49,3 +51,61 @@ def behaviour_cloning_loss(log_prob: th.Tensor) -> th.Tensor:
     :return: scalar
     """
     return -log_prob.mean()
+
+
+def expectile_loss(diff: th.Tensor, expectile: float) -> th.Tensor:
+    r"""
+    :math:`\mathrm{mean}(|\tau - 1_{d < 0}|\, d^2)`: the value that minimises it over targets minus itself is their
+    expectile (Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169, equation 5). With ``expectile=0.5`` it is half
+    the mean squared error.
+
+    :param diff: targets minus values, any shape
+    :param expectile: in (0, 1); above 0.5 values lean to the greater targets
+    :return: scalar
+    """
+    return (th.where(diff < 0, 1 - expectile, expectile) * diff.square()).mean()
+
+
+def exponential_weights(advantages: th.Tensor, temperature: float, max_weight: float) -> th.Tensor:
+    r"""
+    :math:`\min(e^{A / \lambda}, w_{max})` (Nair et al. 2020, https://arxiv.org/abs/2006.09359, equation 13).
+
+    :param advantages: shape ``(batch,)``
+    :param temperature: :math:`\lambda > 0`; small values keep only the best actions
+    :param max_weight: the greatest weight, above 0
+    :return: shape ``(batch,)``
+    """
+    # Before the exponential, so that nothing overflows
+    return (advantages / temperature).clamp(max=math.log(max_weight)).exp()
+
+
+def softmax_weights(advantages: th.Tensor, temperature: float) -> th.Tensor:
+    r"""
+    :math:`B\, \mathrm{softmax}_b(A_b / \lambda)`: weights with a mean of 1, whatever the level of the advantages.
+
+    :param advantages: shape ``(batch,)``
+    :param temperature: :math:`\lambda > 0`
+    :return: shape ``(batch,)``
+    """
+    return len(advantages) * th.softmax(advantages / temperature, dim=0)
+
+
+def effective_sample_size(weights: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`(\sum_b w_b)^2 / (B \sum_b w_b^2)` in (0, 1]: the share of a batch that a weighted mean rests on.
+
+    :param weights: not negative, shape ``(batch,)``
+    :return: scalar
+    """
+    return weights.sum().square() / (len(weights) * weights.square().sum())
+
+
+def weighted_cloning_loss(log_prob: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`-\mathrm{mean}_b(w_b \log\pi(a_b|s_b))`; with weights of 1 it is :func:`behaviour_cloning_loss`.
+
+    :param log_prob: shape ``(batch,)``
+    :param weights: shape ``(batch,)``, without a gradient
+    :return: scalar
+    """
+    return -(weights * log_prob).mean()

@@ -105,11 +105,15 @@ class OffPolicyMixin(_Base):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        if self.env is not None and self.replay_buffer is None:
+        if self._can_collect() and self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
         self.engine.requested, self.engine.precision = self.update_backend, self.matmul_precision
         self.engine.plan(self._planned_updates(total_timesteps), self.batch_size)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _can_collect(self) -> bool:
+        """Whether there is an environment to collect transitions in."""
+        return self.env is not None
 
     def _make_replay_buffer(self) -> ReplayBuffer:
         """The buffer that SB3 makes in ``_setup_model``, for a model that was loaded without an environment."""

@@ -1,0 +1,14 @@
+from sb3_ext.awac.awac import AWAC
+from sb3_ext.common.offline_policies import (
+    WeightedCloningCnnPolicy,
+    WeightedCloningMultiInputPolicy,
+    WeightedCloningPolicy,
+)
+
+CnnPolicy, MlpPolicy, MultiInputPolicy = (
+    WeightedCloningCnnPolicy,
+    WeightedCloningPolicy,
+    WeightedCloningMultiInputPolicy,
+)
+
+__all__ = ["AWAC", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]

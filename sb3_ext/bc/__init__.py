@@ -1,0 +1,6 @@
+from sb3_ext.bc.bc import BC
+from sb3_ext.common.offline_policies import CloningCnnPolicy, CloningMultiInputPolicy, CloningPolicy
+
+CnnPolicy, MlpPolicy, MultiInputPolicy = CloningCnnPolicy, CloningPolicy, CloningMultiInputPolicy
+
+__all__ = ["BC", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]

@@ -1,0 +1,410 @@
+"""What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import ReplayBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.noise import ActionNoise
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_ext.common.buffers import Samples
+from sb3_ext.common.dataset_mixin import DatasetMixin
+from sb3_ext.common.off_policy import Metrics, unstack
+from sb3_ext.common.schedules import as_schedule
+from sb3_ext.datasets.dataset import Dataset
+from sb3_ext.datasets.errors import DatasetError
+from sb3_ext.datasets.load import DatasetLike, load
+
+SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
+
+# Batches that are drawn in one gather, and gradient steps between two lines of the log for each `log_interval`
+CHUNK = 50
+LOG_STEPS = 250
+
+
+class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
+    """
+    Base class. :meth:`learn` does gradient steps on a dataset, each of which counts as a timestep, with all of SB3's
+    callbacks and no environment; after ``n_offline_steps`` of them it goes on as SB3's off-policy algorithms do, with
+    batches that mix the dataset and what is collected.
+
+    A class that derives from it has ``policy_aliases``, ``_update``, ``_optimizers``, ``_update_constants`` and
+    ``n_noise``.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class.
+    :param env: Environment for online training. None learns from the dataset alone.
+    :param dataset: Whatever :func:`sb3_ext.datasets.load` takes. A model that is loaded needs it again only to learn.
+    :param dataset_kwargs: Arguments of that function, such as ``dict(reward_shift=-1)``. Shifts and scales of rewards
+        apply to rewards of the environment too.
+    :param n_offline_steps: Gradient steps on the dataset before collection starts, over all calls of ``learn``. None
+        never collects.
+    :param offline_ratio: Share of each batch that comes from the dataset after that, in [0, 1].
+    :param learning_rate: Learning rate, a number, a schedule, or a string such as ``"lin_3e-4"``.
+    :param buffer_size: Room for collected transitions.
+    :param learning_starts: Collected transitions before updates go on.
+    :param batch_size: Transitions in a batch.
+    :param tau: Step of the target networks towards the networks, in (0, 1].
+    :param gamma: Discount factor, in [0, 1].
+    :param train_freq: Steps between updates online.
+    :param gradient_steps: Updates then; -1 for as many as steps.
+    :param action_noise: Noise on collected actions.
+    :param replay_buffer_class: Buffer for collected transitions.
+    :param replay_buffer_kwargs: Its arguments.
+    :param optimize_memory_usage: Not supported by the default buffer.
+    :param n_steps: Steps of n-step returns.
+    :param standardize_observations: Shift and scale observations by the dataset's statistics, inside the policy.
+    :param update_backend: ``"auto"``, ``"eager"``, ``"compiled"`` or ``"cudagraph"``.
+    :param matmul_precision: ``"fp32"`` or ``"bf16"``.
+    :param stats_window_size: Episodes that rollout statistics average over.
+    :param tensorboard_log: Folder for TensorBoard.
+    :param policy_kwargs: Arguments of the policy.
+    :param verbose: 0, 1 or 2.
+    :param seed: Seed of everything random.
+    :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    :raises sb3_ext.datasets.DatasetError: the dataset is missing, broken or of another environment.
+    :raises ValueError: an argument is out of its range.
+    """
+
+    # Standard normal arrays of shape (batch, action_dim) that an update takes
+    n_noise = 0
+    # Saved with the model
+    _n_offline_done = 0
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        dataset: DatasetLike | None = None,
+        dataset_kwargs: Mapping[str, Any] | None = None,
+        n_offline_steps: int | None = None,
+        offline_ratio: float = 0.5,
+        learning_rate: float | str | Schedule = 3e-4,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 0,
+        batch_size: int = 256,
+        tau: float = 0.005,
+        gamma: float = 0.99,
+        train_freq: int | tuple[int, str] = 1,
+        gradient_steps: int = 1,
+        action_noise: ActionNoise | None = None,
+        replay_buffer_class: type[ReplayBuffer] | None = None,
+        replay_buffer_kwargs: dict[str, Any] | None = None,
+        optimize_memory_usage: bool = False,
+        n_steps: int = 1,
+        standardize_observations: bool = False,
+        update_backend: str = "auto",
+        matmul_precision: str = "fp32",
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,  # type: ignore[arg-type]
+            learning_rate,  # type: ignore[arg-type]
+            buffer_size,
+            learning_starts,
+            batch_size,
+            tau,
+            gamma,
+            train_freq,
+            gradient_steps,
+            action_noise=action_noise,
+            replay_buffer_class=replay_buffer_class,
+            replay_buffer_kwargs=replay_buffer_kwargs,
+            optimize_memory_usage=optimize_memory_usage,
+            n_steps=n_steps,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            support_multi_env=True,
+            sde_support=False,
+            supported_action_spaces=(spaces.Box,),
+        )
+        self.dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
+        self.dataset_kwargs = dict(dataset_kwargs or {})
+        self.n_offline_steps = n_offline_steps
+        self.offline_ratio = offline_ratio
+        self.standardize_observations = standardize_observations
+        self.update_backend = update_backend
+        self.matmul_precision = matmul_precision
+        if _init_setup_model:
+            self._check_arguments()
+            data = self._load_dataset()
+            if self.env is None:
+                self._take_spaces(data)
+            self._setup_model()
+            self._attach(data)
+
+    def _check_arguments(self) -> None:
+        if not 0 <= self.offline_ratio <= 1:
+            raise ValueError(f"offline_ratio={self.offline_ratio} is a share of each batch and must be in [0, 1].")
+        if self.n_offline_steps is not None and self.n_offline_steps < 0:
+            raise ValueError(f"n_offline_steps={self.n_offline_steps} must be at least 0, or None.")
+
+    def _load_dataset(self) -> Dataset:
+        if self.dataset is None:
+            raise DatasetError(
+                f"{type(self).__name__} learns from a dataset: pass dataset=..., see sb3_ext.datasets.load."
+            )
+        return load(self.dataset, **self.dataset_kwargs)
+
+    def _take_spaces(self, data: Dataset) -> None:
+        observation_space, action_space = data.metadata.observation_space, data.metadata.action_space
+        if observation_space is None or action_space is None:
+            raise DatasetError(
+                f"{data.source} does not name its spaces: pass an environment, or dataset=load(...).with_metadata("
+                "observation_space=..., action_space=...)."
+            )
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"{type(self).__name__} needs continuous actions, the dataset's are {action_space}.")
+        self.observation_space, self.action_space, self.n_envs = observation_space, action_space, 1
+
+    def _setup_model(self) -> None:
+        if isinstance(self.learning_rate, str):
+            self.learning_rate = as_schedule(self.learning_rate, "learning_rate")
+        super()._setup_model()
+        self._convert_train_freq()
+        for name in ("actor", "critic", "critic_target", "value"):
+            if hasattr(self.policy, name):
+                setattr(self, name, getattr(self.policy, name))
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3; a model that has no environment yet takes one with any number of environments."""
+        if self.env is None:
+            self.n_envs = self._wrap_env(env).num_envs
+        super().set_env(env, force_reset)
+
+    # --- Learning ----------------------------------------------------------------------------------------------------
+
+    def learn(
+        self: SelfOfflineAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOfflineAlgorithm:
+        """
+        :param total_timesteps: gradient steps on the dataset and collected transitions together
+        :param callback: called after each of either
+        :param log_interval: a line of the log each ``250 * log_interval`` gradient steps, and each ``log_interval``
+            episodes
+        :raises DatasetError: the dataset of a loaded model is not there
+        :raises ValueError: steps are left for collection, and there is no environment
+        """
+        n_offline = self._n_offline_of(total_timesteps)
+        if n_offline > 0 and self.dataset_buffer is None:
+            self._attach(self._load_dataset())
+        with self._environment():
+            total, started = self._setup_learn(
+                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+            )
+            started.on_training_start(locals(), globals())
+            if self._learn_offline(n_offline, started, log_interval):
+                self._learn_online(total, started, log_interval)
+            started.on_training_end()
+        return self
+
+    def _n_offline_of(self, total_timesteps: int) -> int:
+        """How many of the timesteps are gradient steps on the dataset."""
+        if self.n_offline_steps is None:
+            return total_timesteps
+        n_offline = min(max(self.n_offline_steps - self._n_offline_done, 0), total_timesteps)
+        if n_offline < total_timesteps and self.env is None:
+            raise ValueError(
+                f"n_offline_steps={self.n_offline_steps} leaves {total_timesteps - n_offline} of {total_timesteps} "
+                "steps for an environment, and there is none: model.set_env(env), or n_offline_steps=None."
+            )
+        return n_offline
+
+    @contextmanager
+    def _environment(self) -> Iterator[None]:
+        """SB3's set-up and callbacks ask for an environment; without one they get one that cannot be used."""
+        if self.env is not None:
+            yield
+            return
+        self.env = _NoEnvironment(self.observation_space, self.action_space)
+        try:
+            yield
+        finally:
+            self.env, self._last_obs = None, None
+
+    def _can_collect(self) -> bool:
+        return self.env is not None and not isinstance(self.env, _NoEnvironment)
+
+    def _setup_learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        tb_log_name: str = "run",
+        progress_bar: bool = False,
+    ) -> tuple[int, BaseCallback]:
+        if self.dataset_buffer is not None:
+            self._initialise_normalization()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+
+    def _learn_offline(self, n_steps: int, callback: BaseCallback, log_interval: int) -> bool:
+        """Gradient steps on the dataset; False if a callback stopped them."""
+        metrics = Metrics()
+        assert n_steps == 0 or self.dataset_buffer is not None
+        while n_steps > 0:
+            chunk = min(n_steps, CHUNK)
+            assert self.dataset_buffer is not None
+            batches = self._sample_batches(self.dataset_buffer, chunk, self.batch_size)
+            noise = self._noise(chunk, self.batch_size)
+            self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
+            self._update_learning_rates()
+            for i, batch in enumerate(unstack(batches)):
+                with self.engine.session():
+                    metrics.add(self.engine.run(self._update, batch, None if noise is None else noise[i]))
+                self._n_updates += 1
+                self._n_offline_done += 1
+                self.num_timesteps += 1
+                if self._n_updates % (LOG_STEPS * log_interval) == 0:
+                    self._log_metrics(metrics.seal())
+                    metrics = Metrics()
+                    self._dump_offline()
+                callback.update_locals(locals())
+                if not callback.on_step():
+                    return False
+            n_steps -= chunk
+        self._log_metrics(metrics.seal())
+        return True
+
+    def _dump_offline(self) -> None:
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.dump_logs()
+
+    def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
+        """The loop of ``OffPolicyAlgorithm.learn``."""
+        assert self.env is not None and isinstance(self.train_freq, TrainFreq)
+        start = self.num_timesteps
+        while self.num_timesteps < total_timesteps:
+            assert self.replay_buffer is not None
+            rollout = self.collect_rollouts(
+                self.env,
+                train_freq=self.train_freq,
+                action_noise=self.action_noise,
+                callback=callback,
+                learning_starts=0,  # the policy knows better than random actions
+                replay_buffer=self.replay_buffer,
+                log_interval=log_interval,
+            )
+            if not rollout.continue_training:
+                return
+            if self.num_timesteps - start > self.learning_starts:
+                n_updates = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
+                if n_updates > 0:
+                    self.train(n_updates, self.batch_size)
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """
+        Updates on batches that mix the dataset and collected transitions.
+
+        :param gradient_steps: number of updates
+        :param batch_size: rows of each batch
+        """
+        if not hasattr(self, "_logger"):  # `train` without `learn`
+            self.set_logger(configure(None, []))
+        self._update_learning_rates()
+        share = self.offline_ratio if self.dataset_buffer is not None else 0.0
+        metrics = Metrics()
+        while gradient_steps > 0:
+            chunk = min(gradient_steps, CHUNK)
+            batches = self._sample_mixed_batches(chunk, batch_size, share)
+            noise = self._noise(chunk, batch_size)
+            with self.engine.session():
+                for i, batch in enumerate(unstack(batches)):
+                    metrics.add(self.engine.run(self._update, batch, None if noise is None else noise[i]))
+            self._n_updates += chunk
+            gradient_steps -= chunk
+        self._log_metrics(metrics.seal())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _noise(self, n_updates: int, batch_size: int) -> th.Tensor | None:
+        """Shape ``(n_updates, n_noise, batch_size, action_dim)``."""
+        if self.n_noise == 0:
+            return None
+        shape = (n_updates, self.n_noise, batch_size, get_action_dim(self.action_space))
+        return th.randn(shape, device=self.device)
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self._optimizers())
+
+    def _update(self, batch: Samples, noise: th.Tensor | None) -> dict[str, th.Tensor]:
+        """One update of everything; returns metrics."""
+        raise NotImplementedError
+
+    def _planned_updates(self, n_timesteps: int) -> int:
+        return n_timesteps * max(self.gradient_steps, 1)
+
+    def _store_transition(
+        self,
+        replay_buffer: ReplayBuffer,
+        buffer_action: np.ndarray,
+        new_obs: np.ndarray | dict[str, np.ndarray],
+        reward: np.ndarray,
+        dones: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        position = replay_buffer.pos
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        # As the dataset's rewards were; after storing, since VecNormalize has the raw ones
+        factor, shift = self._reward_factor_and_shift()
+        replay_buffer.rewards[position] = replay_buffer.rewards[position] * factor + shift
+
+    def _reward_factor_and_shift(self) -> tuple[float, float]:
+        from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
+
+        entries = (self.dataset_metadata or {}).get("transforms", ())
+        return reward_factor_and_shift([transform_from_dict(entry) for entry in entries])
+
+    # --- Saving ------------------------------------------------------------------------------------------------------
+
+    def _excluded_save_params(self) -> list[str]:
+        excluded = [*super()._excluded_save_params(), "actor", "critic", "critic_target", "value"]
+        # A name finds its data again; arrays would end up in the zip
+        return excluded if isinstance(self.dataset, str) else [*excluded, "dataset"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]
+        return ["policy", *(f"{name}.optimizer" for name in names)], []
+
+
+class _NoEnvironment(DummyVecEnv):
+    """Holds the place of an environment while a model learns without one."""
+
+    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space):
+        self.envs: list[Any] = []
+        self.num_envs, self.observation_space, self.action_space = 1, observation_space, action_space
+        self.render_mode = None
+        self.reset_infos: list[dict[str, Any]] = [{}]
+        self._seeds: list[int | None] = [None]
+        self._options: list[dict[str, Any]] = [{}]
+
+    def reset(self) -> Any:
+        return None
+
+    def step_async(self, actions: np.ndarray) -> None:
+        raise RuntimeError("This model learns from its dataset; it has no environment.")

@@ -1,0 +1,254 @@
+"""Networks of the offline algorithms that clone with weights: a Gaussian actor, an ensemble of critics, a value."""
+
+from typing import Any
+
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BaseModel, BasePolicy
+from stable_baselines3.common.preprocessing import get_action_dim
+from stable_baselines3.common.torch_layers import (
+    BaseFeaturesExtractor,
+    CombinedExtractor,
+    FlattenExtractor,
+    NatureCNN,
+    create_mlp,
+)
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_ext.common.distributions import ClampedNormal
+from sb3_ext.redq.policies import SDE_ARGUMENTS, REDQPolicy
+
+LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
+
+
+class GaussianActor(BasePolicy):
+    """
+    A tanh mean and one learnt standard deviation per action, the same everywhere, as in AWAC and IQL.
+
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param net_arch: Sizes of the hidden layers.
+    :param features_extractor: Network that turns observations into features.
+    :param features_dim: Number of features.
+    :param activation_fn: Activation after each hidden layer.
+    :param normalize_images: Divide images by 255.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        action_dim = get_action_dim(action_space)
+        self.mu = nn.Sequential(*create_mlp(features_dim, action_dim, net_arch, activation_fn))
+        self.log_std = nn.Parameter(th.zeros(action_dim))
+
+    def distribution(self, obs: PyTorchObs) -> ClampedNormal:
+        """Action distribution at observations of shape ``(batch, ...)``."""
+        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
+        features = self.extract_features(obs, self.features_extractor)
+        return ClampedNormal(th.tanh(self.mu(features)), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        distribution = self.distribution(obs)
+        return distribution.mode if deterministic else distribution.rsample()
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Log-density of given actions in [-1, 1], ``(batch, action_dim) -> (batch,)``."""
+        return self.distribution(obs).log_prob(actions)
+
+
+class ValueNetwork(BaseModel):
+    """
+    State values.
+
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param net_arch: Sizes of the hidden layers.
+    :param features_extractor: Network that turns observations into features.
+    :param features_dim: Number of features.
+    :param activation_fn: Activation after each hidden layer.
+    :param normalize_images: Divide images by 255.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.v_network = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
+
+    def forward(self, obs: PyTorchObs) -> th.Tensor:
+        """``(batch, ...) -> (batch, 1)``"""
+        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
+        return self.v_network(self.extract_features(obs, self.features_extractor))
+
+
+class WeightedCloningPolicy(REDQPolicy):
+    """
+    A :class:`GaussianActor` and two critics in one batched ensemble. Arguments are those of
+    :class:`~sb3_ext.redq.policies.REDQPolicy`, with ``n_critics=2`` by default.
+    """
+
+    actor: GaussianActor  # type: ignore[assignment]
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"n_critics": 2, **kwargs})
+
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> GaussianActor:  # type: ignore[override]
+        actor_kwargs = {key: value for key, value in self.actor_kwargs.items() if key not in SDE_ARGUMENTS}
+        return GaussianActor(**self._update_features_extractor(actor_kwargs, features_extractor)).to(self.device)
+
+
+class ValuePolicy(WeightedCloningPolicy):
+    """:class:`WeightedCloningPolicy` with a :class:`ValueNetwork` beside the critics, as IQL needs it."""
+
+    value: ValueNetwork
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        names = ("observation_space", "action_space", "normalize_images", "activation_fn", "net_arch")
+        value_kwargs = {name: self.critic_kwargs[name] for name in names}
+        self.value = ValueNetwork(**self._update_features_extractor(value_kwargs)).to(self.device)
+        make_optimizer: Any = self.optimizer_class
+        self.value.optimizer = make_optimizer(self.value.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
+class CloningPolicy(BasePolicy):
+    """
+    A :class:`GaussianActor` alone, for behaviour cloning.
+
+    :param observation_space: Observation space.
+    :param action_space: Action space.
+    :param lr_schedule: Learning rate schedule.
+    :param net_arch: Sizes of the hidden layers, ``[256, 256]`` by default.
+    :param activation_fn: Activation function.
+    :param features_extractor_class: Features extractor to use.
+    :param features_extractor_kwargs: Its keyword arguments.
+    :param normalize_images: Divide images by 255.
+    :param optimizer_class: ``th.optim.Adam`` by default, which then runs its fused kernel.
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Box,
+        lr_schedule: Schedule,
+        net_arch: list[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        normalize_images: bool = True,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+    ):
+        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"fused": True}
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            normalize_images=normalize_images,
+            squash_output=True,
+        )
+        self.net_arch = [256, 256] if net_arch is None else net_arch
+        self.activation_fn = activation_fn
+        features_extractor = self.make_features_extractor()
+        self.actor = GaussianActor(
+            observation_space,
+            action_space,
+            self.net_arch,
+            features_extractor,
+            features_extractor.features_dim,
+            activation_fn,
+            normalize_images,
+        )
+        make_optimizer: Any = optimizer_class
+        self.actor.optimizer = make_optimizer(self.actor.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "lr_schedule": self._dummy_schedule,  # a loaded policy gets its rate from the algorithm
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs,
+        }
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor(obs, deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.actor(observation, deterministic)
+
+
+class _Cnn:
+    """Images: ``NatureCNN`` extracts the features."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
+
+
+class _MultiInput:
+    """Dict observations: ``CombinedExtractor`` extracts the features."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
+
+
+class CloningCnnPolicy(_Cnn, CloningPolicy):
+    """:class:`CloningPolicy` for images."""
+
+
+class CloningMultiInputPolicy(_MultiInput, CloningPolicy):
+    """:class:`CloningPolicy` for Dict observations."""
+
+
+class WeightedCloningCnnPolicy(_Cnn, WeightedCloningPolicy):
+    """:class:`WeightedCloningPolicy` for images."""
+
+
+class WeightedCloningMultiInputPolicy(_MultiInput, WeightedCloningPolicy):
+    """:class:`WeightedCloningPolicy` for Dict observations."""
+
+
+class ValueCnnPolicy(_Cnn, ValuePolicy):
+    """:class:`ValuePolicy` for images."""
+
+
+class ValueMultiInputPolicy(_MultiInput, ValuePolicy):
+    """:class:`ValuePolicy` for Dict observations."""

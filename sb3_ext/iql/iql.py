@@ -1,0 +1,112 @@
+"""IQL: implicit Q-learning."""
+
+from typing import Any, ClassVar
+
+import torch as th
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_ext.common.buffers import Samples
+from sb3_ext.common.losses import expectile_loss, exponential_weights
+from sb3_ext.common.offline_policies import ValueCnnPolicy, ValueMultiInputPolicy, ValueNetwork, ValuePolicy
+from sb3_ext.common.schedules import as_schedule
+from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
+
+
+class IQL(WeightedCloningAlgorithm):
+    r"""
+    Implicit Q-learning (Kostrikov et al. 2021, https://arxiv.org/abs/2110.06169): no action outside the data is ever
+    judged.
+
+    .. math::
+        L_V &= \mathrm{mean}\, |\tau - 1_{A < 0}|\, A^2, \quad A = \min_k Q_{\bar k}(s, a) - V(s) \\
+        L_Q &= \mathrm{mean}\, (r + \gamma (1 - d) V(s') - Q_k(s, a))^2 \\
+        L_\pi &= -\mathrm{mean}\, \min(e^{\beta A}, w_{max}) \log\pi(a|s)
+
+    :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
+    :param expectile: Which expectile of the data's values V is, in (0, 1): 0.5 their mean, towards 1 the best.
+    :param weight_temp: Inverse temperature :math:`\beta` of the weights, at least 0; 0 clones everything.
+    :param max_weight: The greatest weight.
+    :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
+    :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
+        ``learning_rate`` if None.
+    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ValuePolicy,
+        "CnnPolicy": ValueCnnPolicy,
+        "MultiInputPolicy": ValueMultiInputPolicy,
+    }
+    value: ValueNetwork
+
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None,
+        *args: Any,
+        expectile: float = 0.7,
+        weight_temp: float = 3.0,
+        max_weight: float = 100.0,
+        deterministic_actor: bool = False,
+        actor_learning_rate: float | str | Schedule | None = None,
+        **kwargs: Any,
+    ):
+        self.expectile = expectile
+        self.weight_temp = weight_temp
+        self.max_weight = max_weight
+        self.deterministic_actor = deterministic_actor
+        self.actor_learning_rate = actor_learning_rate
+        super().__init__(policy, env, *args, **kwargs)
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        if not 0 < self.expectile < 1:
+            raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
+        if not self.weight_temp >= 0 or not self.max_weight > 0:
+            raise ValueError(
+                f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
+            )
+
+    def _setup_model(self) -> None:
+        if self.actor_learning_rate is not None:
+            self._actor_schedule = as_schedule(self.actor_learning_rate, "actor_learning_rate")
+        super()._setup_model()
+
+    def _update_learning_rates(self) -> None:
+        super()._update_learning_rates()
+        if self.actor_learning_rate is not None:
+            rate = self._actor_schedule(self._current_progress_remaining)
+            self.actor.optimizer.param_groups[0]["lr"] = rate
+            self.logger.record("train/actor_learning_rate", rate)
+
+    def _update(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
+        with th.no_grad():
+            # (n_critics, batch, 1) -> (batch, 1)
+            targets = self.critic_target(batch.observations, batch.actions).amin(dim=0)
+            next_values = self.value(batch.next_observations)
+        advantages = targets - self.value(batch.observations)
+        value_loss = expectile_loss(advantages, self.expectile)
+        q_values = self.critic(batch.observations, batch.actions)
+        critic_loss, metrics = self._bellman_loss(batch, q_values, next_values)
+        advantages = advantages.detach().squeeze(1)
+        actor_loss, actor_metrics = self._cloning_loss(batch, self._weights(advantages))
+        self.engine.minimize(value_loss, self.value.optimizer)
+        self.engine.minimize(critic_loss, self.critic.optimizer)
+        self.engine.minimize(actor_loss, self.actor.optimizer)
+        self.engine.polyak(self.critic, self.critic_target, self.tau)
+        return {**metrics, **actor_metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
+
+    def _weights(self, advantages: th.Tensor) -> th.Tensor:
+        if self.weight_temp == 0:
+            return th.ones_like(advantages)
+        return exponential_weights(advantages, 1 / self.weight_temp, self.max_weight)
+
+    def _collapse_fix(self) -> str:
+        return f"Lower weight_temp={self.weight_temp} or expectile={self.expectile}."
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        return [*super()._optimizers(), self.value.optimizer]
+
+    def _update_constants(self) -> tuple[Any, ...]:
+        return (*super()._update_constants(), self.expectile, self.weight_temp, self.max_weight)

@@ -1,0 +1,354 @@
+"""AWAC, IQL and BC: losses by hand, reductions, and what they share with every algorithm of SB3."""
+
+import math
+from dataclasses import replace
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from algo_checks import CHECKS, assert_same_parameters, learn_and_capture, parameters
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from toy_envs import reach_demos, reach_env
+
+from sb3_ext.awac import AWAC
+from sb3_ext.bc import BC
+from sb3_ext.common import losses
+from sb3_ext.common.distributions import ClampedNormal
+from sb3_ext.datasets import DatasetError, load, save
+from sb3_ext.iql import IQL
+
+ALGORITHMS = [AWAC, IQL, BC]
+SMALL = {"net_arch": [16]}
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return reach_demos(8)
+
+
+def make(algorithm, demos, env=None, **kwargs):
+    arguments = {"policy_kwargs": dict(SMALL), "batch_size": 16, "seed": 0, "device": "cpu", "update_backend": "eager"}
+    return algorithm("MlpPolicy", env, dataset=demos, **{**arguments, **kwargs})
+
+
+# --- Losses by hand ---
+
+
+def test_expectile_loss():
+    diff = th.tensor([2.0, -1.0, 0.0])
+    assert losses.expectile_loss(diff, 0.9).item() == pytest.approx((0.9 * 4 + 0.1 * 1) / 3)
+    assert losses.expectile_loss(diff, 0.5).item() == pytest.approx(0.5 * (4 + 1) / 3)
+
+
+def test_expectile_is_what_the_loss_is_smallest_at():
+    targets = th.tensor([0.0, 1.0])
+    values = th.linspace(0, 1, 101)
+    best = min(values, key=lambda value: losses.expectile_loss(targets - value, 0.8).item())
+    assert best.item() == pytest.approx(0.8)
+
+
+def test_exponential_weights_are_clamped_and_never_overflow():
+    weights = losses.exponential_weights(th.tensor([0.0, 1.0, -2.0, 1e9]), temperature=0.5, max_weight=20.0)
+    th.testing.assert_close(weights, th.tensor([1.0, math.exp(2), math.exp(-4), 20.0]))
+
+
+def test_softmax_weights_have_a_mean_of_one_and_no_level():
+    advantages = th.tensor([0.0, math.log(3.0)])
+    th.testing.assert_close(losses.softmax_weights(advantages, 1.0), th.tensor([0.5, 1.5]))
+    th.testing.assert_close(losses.softmax_weights(advantages + 100, 1.0), th.tensor([0.5, 1.5]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize(("weights", "share"), [([1.0, 1, 1, 1], 1), ([1.0, 0, 0, 0], 0.25), ([3.0, 1.0], 16 / 20)])
+def test_effective_sample_size(weights, share):
+    assert losses.effective_sample_size(th.tensor(weights)).item() == pytest.approx(share)
+
+
+def test_weighted_cloning_loss():
+    log_prob = th.tensor([-1.0, -3.0])
+    assert losses.weighted_cloning_loss(log_prob, th.tensor([2.0, 1.0])).item() == pytest.approx(2.5)
+    assert losses.weighted_cloning_loss(log_prob, th.ones(2)) == losses.behaviour_cloning_loss(log_prob)
+
+
+def test_clamped_normal_is_a_normal_before_the_clamp():
+    loc, log_scale = th.tensor([[0.5, -1.0]]), th.tensor([math.log(0.5), math.log(2.0)])
+    distribution = ClampedNormal(loc, log_scale)
+    expected = th.distributions.Normal(loc, log_scale.exp()).log_prob(th.tensor([[1.0, -1.0]])).sum(-1)
+    th.testing.assert_close(distribution.log_prob(th.tensor([[1.0, -1.0]])), expected)
+    th.testing.assert_close(distribution.rsample(th.tensor([[4.0, 0.25]])), th.tensor([[1.0, -0.5]]))
+
+
+# --- Targets, weights and reductions ---
+
+
+def batch_of(model, n=16):
+    return model.dataset_buffer.sample(n)
+
+
+def constant(module, value):
+    for parameter in module.parameters():
+        parameter.data.zero_()
+    [parameter for parameter in module.parameters() if parameter.shape[-1] == 1][-1].data.fill_(value)
+
+
+@pytest.mark.parametrize("algorithm", [AWAC, IQL])
+def test_target_bootstraps_but_at_terminations(algorithm, demos):
+    model = make(algorithm, demos, gamma=0.9)
+    batch = batch_of(model)._replace(rewards=th.full((16, 1), 2.0), dones=th.tensor([[0.0], [1.0]] * 8))
+    if algorithm is IQL:
+        constant(model.value, 7.0)
+        next_values = model.value(batch.next_observations)
+    else:
+        constant(model.critic_target.q_networks, 7.0)
+        next_values = model._next_values(batch, th.zeros(16, 2))
+    th.testing.assert_close(next_values, th.full((16, 1), 7.0))
+    q_values = th.zeros(2, 16, 1)
+    loss, _ = model._bellman_loss(batch, q_values, next_values)
+    # Two critics, half of the targets 2 + 0.9 * 7 and half 2
+    assert loss.item() == pytest.approx(2 * 0.5 * (8.3**2 + 2**2) / 2)
+
+
+def actor_after_one_step(algorithm, demos, **kwargs):
+    policy_kwargs = {**SMALL, "optimizer_class": th.optim.SGD}
+    model = make(algorithm, demos, policy_kwargs=policy_kwargs, learning_rate=0.1, **kwargs)
+    th.manual_seed(1)
+    for parameter in model.actor.parameters():
+        parameter.data.copy_(th.randn(parameter.shape) * 0.1)
+    model._update_learning_rates() if hasattr(model, "_logger") else None
+    th.manual_seed(2)
+    batch = batch_of(model)
+    noise = None if model.n_noise == 0 else th.zeros(model.n_noise, 16, 2)
+    with model.engine.session():
+        model._update(batch, noise)
+    return [parameter.detach() for parameter in model.actor.parameters()]
+
+
+@pytest.mark.parametrize("deterministic_actor", [False, True])
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [(AWAC, {"awac_lambda": 1e9}), (AWAC, {"awac_lambda": 1e9, "weighting": "softmax"}), (IQL, {"weight_temp": 0.0})],
+)
+def test_flat_weights_are_behaviour_cloning(algorithm, arguments, deterministic_actor, demos):
+    arguments = {**arguments, "deterministic_actor": deterministic_actor}
+    cloned = actor_after_one_step(BC, demos, deterministic_actor=deterministic_actor)
+    for a, b in zip(actor_after_one_step(algorithm, demos, **arguments), cloned, strict=True):
+        th.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_iql_judges_no_action_outside_the_data(demos):
+    model = make(IQL, demos)
+    seen = []
+    model.critic.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[1]))
+    batch = batch_of(model)
+    with model.engine.session():
+        model._update(batch, None)
+    assert len(seen) == 1 and seen[0] is batch.actions
+
+
+def test_awac_value_is_the_mean_over_samples(demos):
+    model = make(AWAC, demos, n_value_samples=3)
+    batch = batch_of(model)
+    noise = th.randn(3, 16, 2)
+    each = [model._values(batch, noise[i : i + 1]) for i in range(3)]
+    th.testing.assert_close(model._values(batch, noise), th.stack(each).mean(dim=0))
+
+
+# --- One object, offline and online ---
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_online_it_is_an_algorithm_like_all(algorithm, check, demos, tmp_path):
+    def make_online(env, **kwargs):
+        return make(algorithm, demos, env, n_offline_steps=0, learning_starts=10, **kwargs)
+
+    check(make_online, tmp_path)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_learning_needs_no_environment(algorithm, demos, tmp_path):
+    model = make(algorithm, demos)
+    before = parameters(model)
+    evaluation = EvalCallback(make_vec_env(reach_env), eval_freq=20, n_eval_episodes=2, verbose=0)
+    checkpoints = CheckpointCallback(save_freq=25, save_path=str(tmp_path))
+    seen = learn_and_capture(model, 60, callback=[evaluation, checkpoints])
+    assert model.env is None and model.replay_buffer is None
+    assert model.num_timesteps == model._n_updates == 60
+    assert "eval/mean_reward" in seen and len(list(tmp_path.glob("*.zip"))) == 2
+    assert any((a != b).any() for a, b in zip(before, parameters(model), strict=True))
+    rewards, _ = evaluate_policy(model, reach_env(), n_eval_episodes=2, return_episode_rewards=True, warn=False)
+    assert len(rewards) == 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_same_seed_same_result(algorithm, demos):
+    assert_same_parameters(make(algorithm, demos).learn(30), make(algorithm, demos).learn(30))
+    other = make(algorithm, demos, seed=1)
+    assert any((a != b).any() for a, b in zip(parameters(other), parameters(make(algorithm, demos)), strict=True))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_saved_model_predicts_without_its_dataset_and_asks_for_it_to_learn(algorithm, demos, tmp_path):
+    model = make(algorithm, demos, standardize_observations=True).learn(30)
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", device="cpu")
+    assert_same_parameters(model, loaded)
+    observations = demos.observations[:10]
+    np.testing.assert_array_equal(
+        model.predict(observations, deterministic=True)[0], loaded.predict(observations, deterministic=True)[0]
+    )
+    with pytest.raises(DatasetError, match=r"learns from a dataset: pass dataset="):
+        loaded.learn(10)
+    assert algorithm.load(tmp_path / "model", dataset=demos, device="cpu").learn(10, reset_num_timesteps=False)
+
+
+def test_dataset_of_a_name_is_found_again(demos, tmp_path):
+    save(demos, tmp_path / "demos.hdf5")
+    model = make(IQL, str(tmp_path / "demos.hdf5"), dataset_kwargs={"reward_shift": -1}).learn(20)
+    model.save(tmp_path / "model")
+    loaded = IQL.load(tmp_path / "model", device="cpu").learn(20, reset_num_timesteps=False)
+    assert loaded.num_timesteps == 40 and len(loaded.dataset_buffer._rows["rewards"]) == len(demos)
+    assert loaded.dataset_metadata["transforms"] == [{"name": "reward_shift", "shift": -1.0}]
+    th.testing.assert_close(loaded.dataset_buffer._rows["rewards"].numpy(), demos.rewards - 1)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_budget_is_split_between_dataset_and_several_environments(algorithm, demos):
+    env = make_vec_env(reach_env, n_envs=4)
+    model = make(algorithm, demos, env, n_offline_steps=40, offline_ratio=0.25, gradient_steps=2)
+    actions = []
+
+    class Watch(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 40:
+                actions.append(self.model.predict(demos.observations[:5], deterministic=True)[0])
+            if self.num_timesteps == 44:
+                actions.append(self.model.predict(demos.observations[:5], deterministic=True)[0])
+            return True
+
+    model.learn(120, callback=Watch())
+    assert model.num_timesteps == 120 and model.replay_buffer.size() * 4 == 80
+    assert model._n_updates == 40 + 2 * 20
+    np.testing.assert_array_equal(*actions)  # the first collected action comes from the last offline policy
+    model.replay_buffer.observations[:] = 123.0
+    batch = model._sample_mixed_batches(3, 16, model.offline_ratio)
+    assert (batch.observations == 123.0).all(dim=-1).sum(dim=1).tolist() == [12, 12, 12]
+
+
+def test_environment_may_come_later(demos):
+    model = make(AWAC, demos).learn(20)
+    model.n_offline_steps = 20
+    with pytest.raises(ValueError, match=r"leaves 30 of 30 steps for an environment, and there is none"):
+        model.learn(30)
+    model.set_env(make_vec_env(reach_env, n_envs=3))
+    model.learn(30, reset_num_timesteps=False)
+    assert model.num_timesteps == 50 and model.replay_buffer.size() * 3 == 30
+
+
+def test_rewards_of_the_environment_are_shifted_like_the_datasets(demos):
+    transforms = [{"name": "reward_scale", "scale": 2.0}]
+    arguments = {"dataset_kwargs": {"transforms": transforms, "reward_shift": -1.0}, "n_offline_steps": 0}
+    model = make(IQL, demos, VecNormalize(make_vec_env(reach_env), norm_reward=True), **arguments).learn(40)
+    plain = make(IQL, demos, make_vec_env(reach_env), n_offline_steps=0).learn(40)
+    raw = np.unique(plain.replay_buffer.rewards[: plain.replay_buffer.size()])
+    shifted = model.replay_buffer.rewards[: model.replay_buffer.size()]
+    assert set(np.unique(shifted)) <= set(np.float32([-1.0, 1.0])) and set(raw) <= {0.0, 1.0}
+
+
+def test_callback_that_stops_offline_learning_stops_it_at_once(demos):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            return self.num_timesteps < 7
+
+    model = make(BC, demos).learn(100, callback=Stop())
+    assert model.num_timesteps == model._n_updates == 7
+
+
+def test_weights_are_logged_and_their_collapse_is_told(demos, capsys):
+    seen = learn_and_capture(make(AWAC, demos), 250)
+    assert {"train/weight_mean", "train/weight_max", "train/effective_sample_size", "train/n_updates"} <= set(seen)
+    assert "collapsed" not in capsys.readouterr().out
+    spread = replace(demos, rewards=demos.rewards + np.linspace(0, 1000, len(demos), dtype=np.float32))
+    make(AWAC, spread, weighting="softmax", awac_lambda=1e-6, batch_size=256).learn(60)
+    assert "the actor's weights have collapsed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_cloning_learns_the_demonstrated_actions(algorithm, demos):
+    model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]})
+    error = np.abs(model.predict(demos.observations, deterministic=True)[0] - demos.actions).mean()
+    model.learn(600)
+    assert np.abs(model.predict(demos.observations, deterministic=True)[0] - demos.actions).mean() < 0.4 * error
+
+
+def test_top_percent_clones_the_best_episodes(demos):
+    model = make(BC, demos, top_percent=25)
+    assert model.dataset_buffer.buffer_size < len(demos)
+    assert model.dataset_metadata["transforms"] == [{"name": "top_episodes", "percent": 25.0}]
+
+
+def test_cosine_of_the_actors_learning_rate(demos):
+    model = make(IQL, demos, actor_learning_rate="cos_1e-3", learning_rate=5e-4).learn(100)
+    assert model.critic.optimizer.param_groups[0]["lr"] == 5e-4
+    # Rates are set per chunk of 50 updates: the last one was half way
+    assert model.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "arguments", "message"),
+    [
+        (AWAC, {"awac_lambda": 0.0}, "must be above 0"),
+        (AWAC, {"weighting": "hard"}, "must be one of"),
+        (AWAC, {"n_value_samples": 0}, "at least 1"),
+        (IQL, {"expectile": 1.0}, r"must be in \(0, 1\)"),
+        (IQL, {"weight_temp": -1.0}, "at least 0"),
+        (IQL, {"offline_ratio": 1.5}, "share of each batch"),
+        (IQL, {"n_offline_steps": -1}, "at least 0, or None"),
+        (BC, {"top_percent": 0}, r"must be in \(0, 100\]"),
+        (BC, {"update_backend": "fast"}, "update_backend"),
+    ],
+)
+def test_bad_arguments_are_refused(algorithm, arguments, message, demos):
+    with pytest.raises(ValueError, match=message):
+        make(algorithm, demos, **arguments)
+
+
+def test_data_of_another_environment_and_none_at_all_are_refused(demos):
+    with pytest.raises(DatasetError, match="the environment's"):
+        make(IQL, demos, gym.make("Pendulum-v1"))
+    with pytest.raises(DatasetError, match="pass dataset="):
+        make(IQL, None)
+    with pytest.raises(DatasetError, match="does not name its spaces"):
+        make(IQL, demos.with_metadata(observation_space=None))
+    assert len(load(demos)) == len(demos)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_dict_observations(algorithm):
+    data = reach_demos(3, dict_obs=True)
+    model = algorithm("MultiInputPolicy", None, dataset=data, policy_kwargs=dict(SMALL), batch_size=16, device="cpu")
+    model.learn(10)
+    rewards, _ = evaluate_policy(
+        model, reach_env(dict_obs=True), n_eval_episodes=2, return_episode_rewards=True, warn=False
+    )
+    assert len(rewards) == 2
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_compiled_updates_give_the_same_numbers(algorithm, demos):
+    eager, compiled = (make(algorithm, demos, update_backend=backend).learn(20) for backend in ("eager", "compiled"))
+    for a, b in zip(parameters(eager), parameters(compiled), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_n_step_returns_of_the_dataset(demos):
+    model = make(IQL, demos, n_steps=2, gamma=0.5)
+    samples = model.dataset_buffer._get_samples(np.arange(len(demos)))
+    first = demos.starts[demos.lengths >= 2][0]
+    expected = demos.rewards[first] + 0.5 * demos.rewards[first + 1]
+    assert samples.rewards[first].item() == pytest.approx(expected)
+    assert samples.discounts[first].item() == pytest.approx(0.25)
+    model.learn(10)
