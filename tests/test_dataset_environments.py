@@ -10,7 +10,7 @@ from line_envs import make_arrays, shared_file
 
 from sb3_ext.datasets import DatasetError, load, make_eval_env, rollout_episodes, validate
 from sb3_ext.datasets.collect import random_expert, scripted_expert
-from sb3_ext.datasets.transforms import FlattenGoals, RewardShift, StandardizeObservations
+from sb3_ext.datasets.transforms import ClipActions, FlattenGoals, RewardShift, StandardizeObservations
 
 gym.register_envs(gymnasium_robotics)
 
@@ -159,3 +159,12 @@ def test_missing_environment_is_named(hopper):
     refused(unknown, r"its environment Nowhere-v0 cannot be made. Install and import the package")
     errors, notes = validate(unknown)
     assert not errors and "cannot be made" in notes[0]
+
+
+def test_environments_that_are_made_draw_different_episodes(flat_point):
+    first, second = (make_eval_env(flat_point).reset()[0] for _ in range(2))
+    assert (first != second).any()
+
+
+def test_clipped_actions_are_not_played_again(hopper):
+    make_eval_env(ClipActions(0.2)(hopper)).close()
