@@ -295,8 +295,41 @@ def collect(
         raise DatasetError(f"seed={seed} must be at least 0.")
     if n_episodes is None and n_transitions is None:
         n_episodes = 10
+    cast = _cast(expert, noise, shares, algo)
+    try:
+        env = gym.make(env_id, **(env_kwargs or {}))
+    except (TypeError, ValueError) as error:
+        raise DatasetError(f"{env_id} cannot be made with the arguments {env_kwargs}: {error}") from error
+    try:
+        dataset = rollout_episodes(
+            env,
+            [Behaviour(_make_expert(name, algo, env, seed), share, std) for name, share, std in cast],
+            n_episodes,
+            seed=seed,
+            only_successful=only_successful,
+            n_transitions=n_transitions,
+            source=os.fspath(output),
+        )
+    finally:
+        env.close()
+    played = ", ".join(f"{name} ({share:g}, noise {std:g})" for name, share, std in cast)
+    dataset = dataset.with_metadata(
+        description=f"{dataset.n_episodes} episodes of {env_id}, played by {played}, seed {seed}."
+    )
+    save(dataset, output, format, overwrite)
+    return dataset
+
+
+def _cast(
+    expert: str | Sequence[str], noise: float | Sequence[float], shares: Sequence[float] | None, algo: str | None
+) -> list[tuple[str, float, float]]:
+    """
+    Name, share and noise of each expert.
+
+    :raises DatasetError: an expert is unknown, or there are not as many of each.
+    """
     experts = [expert] if isinstance(expert, str) else list(expert)
-    noises = [float(noise)] * len(experts) if isinstance(noise, (int, float)) else list(noise)
+    noises = [float(noise)] if isinstance(noise, (int, float)) else list(noise)
     noises = noises * len(experts) if len(noises) == 1 else noises
     weights = [1.0] * len(experts) if shares is None else list(shares)
     if not len(experts) == len(noises) == len(weights):
@@ -312,34 +345,7 @@ def collect(
             )
         if algo is None:
             raise DatasetError(f"Which algorithm trained {name!r}? Add --algo, for instance --algo sac.")
-    try:
-        env = gym.make(env_id, **(env_kwargs or {}))
-    except (TypeError, ValueError) as error:
-        raise DatasetError(f"{env_id} cannot be made with the arguments {env_kwargs}: {error}") from error
-    try:
-        behaviours = [
-            Behaviour(_make_expert(name, algo, env, seed), share, std)
-            for name, share, std in zip(experts, weights, noises, strict=True)
-        ]
-        dataset = rollout_episodes(
-            env,
-            behaviours,
-            n_episodes,
-            seed=seed,
-            only_successful=only_successful,
-            n_transitions=n_transitions,
-            source=os.fspath(output),
-        )
-    finally:
-        env.close()
-    played = ", ".join(
-        f"{name} ({share:g}, noise {std:g})" for name, share, std in zip(experts, weights, noises, strict=True)
-    )
-    dataset = dataset.with_metadata(
-        description=f"{dataset.n_episodes} episodes of {env_id}, played by {played}, seed {seed}."
-    )
-    save(dataset, output, format, overwrite)
-    return dataset
+    return list(zip(experts, weights, noises, strict=True))
 
 
 def _make_expert(name: str, algo: str | None, env: gym.Env, seed: int) -> Expert:
