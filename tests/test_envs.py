@@ -1,12 +1,10 @@
 import ctypes.util
-import os
-import subprocess
-import sys
 import warnings
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from env_checks import play_random, run_python
 from gymnasium.utils.env_checker import check_env as check_env_gymnasium
 from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
@@ -35,22 +33,6 @@ def play_expert(env, seed=None, n_steps=None):
         rewards.append(reward)
         infos.append(info)
     return rewards, infos, terminated, truncated
-
-
-def play_random(env, seed, n_steps):
-    """Initial observation and what follows random actions."""
-    rng = np.random.default_rng(seed)
-    observations = [env.reset(seed=seed)[0]]
-    for _ in range(n_steps):
-        observations.append(env.step(rng.uniform(-1, 1, 4).astype(np.float32))[0])
-    return np.stack(observations)
-
-
-def run_python(code, **environment):
-    variables = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**variables, **environment}, capture_output=True, text=True, timeout=120
-    )
 
 
 def test_ids_are_all_tasks_of_meta_world():

@@ -1,8 +1,6 @@
 import copy
 import ctypes.util
-import os
 import pickle
-import subprocess
 import sys
 import tempfile
 import warnings
@@ -14,6 +12,7 @@ import gymnasium_robotics
 import h5py
 import numpy as np
 import pytest
+from env_checks import play_random, run_python
 from gymnasium.utils.env_checker import check_env as check_env_gymnasium
 from gymnasium_robotics.envs.maze import maps
 from gymnasium_robotics.envs.maze.ant_maze_v4 import AntMazeEnv
@@ -82,21 +81,6 @@ def put(env, xy, quaternion=None):
 
 def rest(env):
     return env.step(np.zeros(env.action_space.shape, np.float32))
-
-
-def play_random(env, seed, n_steps=10):
-    rng = np.random.default_rng(seed)
-    observations = [env.reset(seed=seed)[0]]
-    for _ in range(n_steps):
-        observations.append(env.step(rng.uniform(-1, 1, env.action_space.shape).astype(np.float32))[0])
-    return np.stack(observations)
-
-
-def run_python(code, **environment):
-    variables = {name: value for name, value in os.environ.items() if name not in ("DISPLAY", "WAYLAND_DISPLAY")}
-    return subprocess.run(
-        [sys.executable, "-c", code], env={**variables, **environment}, capture_output=True, text=True, timeout=120
-    )
 
 
 def test_ids_and_episode_lengths_are_those_of_gymnasium_robotics():

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymnasium.utils import EzPickle
 
 from sb3_ext_envs.registration import MAZES
-from sb3_ext_envs.rendering import cannot_render, check_display
+from sb3_ext_envs.rendering import check_display, render
 from sb3_ext_envs.waypoints import WaypointPlanner
 
 Cell = tuple[int, int]
@@ -349,13 +349,7 @@ class FlatMazeEnv(gym.Env[np.ndarray, np.ndarray], EzPickle):
         :return: picture of shape ``(height, width, 3)``, uint8, for ``render_mode="rgb_array"``
         :raises RuntimeError: MuJoCo finds no way to draw on this machine; the message names ``MUJOCO_GL``.
         """
-        if self.render_mode is None:
-            gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
-            return None
-        try:
-            return self._robot.render()
-        except Exception as error:
-            raise cannot_render() from error
+        return render(self._robot, self.render_mode)
 
     def close(self) -> None:
         self._robot.close()

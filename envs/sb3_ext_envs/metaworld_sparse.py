@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from sb3_ext_envs.registration import METAWORLD_TASKS
-from sb3_ext_envs.rendering import cannot_render, check_display
+from sb3_ext_envs.rendering import cannot_render, check_display, render
 
 OBSERVATION_DIM = 39
 # Positions are metres on a table, quaternions and the gripper opening lie in [-1, 1]. Meta-World declares infinite
@@ -121,13 +121,7 @@ class MetaWorldSparseEnv(gym.Env[np.ndarray, np.ndarray]):
         :return: picture of shape ``(height, width, 3)``, uint8, for ``render_mode="rgb_array"``
         :raises RuntimeError: MuJoCo finds no way to draw on this machine; the message names ``MUJOCO_GL``.
         """
-        if self.render_mode is None:
-            gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
-            return None
-        try:
-            picture = self._env.render()
-        except Exception as error:
-            raise cannot_render() from error
+        picture = render(self._env, self.render_mode)
         if self.render_mode == "rgb_array" and self.camera_name.startswith("corner"):
             # Meta-World hangs its corner cameras upside down
             return np.ascontiguousarray(picture[::-1, ::-1])

@@ -1,6 +1,9 @@
 """What MuJoCo needs to draw, and the error where it is missing."""
 
 import warnings
+from typing import Any
+
+import gymnasium as gym
 
 
 def check_display() -> None:
@@ -26,3 +29,17 @@ def cannot_render() -> RuntimeError:
         "'egl' with a GPU driver, 'osmesa' for software rendering (Debian and Ubuntu: apt install libosmesa6), "
         "'glfw' with a screen."
     )
+
+
+def render(simulator: Any, render_mode: str | None) -> Any:
+    """
+    :return: what the simulator draws; None, with a warning, where the environment was made without a render mode
+    :raises RuntimeError: MuJoCo finds no way to draw on this machine.
+    """
+    if render_mode is None:
+        gym.logger.warn('Nothing to render: make the environment with render_mode="rgb_array" or "human".')
+        return None
+    try:
+        return simulator.render()
+    except Exception as error:
+        raise cannot_render() from error

@@ -25,6 +25,7 @@ from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
+from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -80,6 +81,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     n_noise = 0
     # Saved with the model
     _n_offline_done = 0
+    # What the dataset's transforms do to a reward: a factor and a shift
+    _reward_change = (1.0, 0.0)
 
     def __init__(
         self,
@@ -262,6 +265,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.dataset_buffer is not None:
             self._initialise_normalization()
+        entries = (self.dataset_metadata or {}).get("transforms", ())
+        self._reward_change = reward_factor_and_shift(map(transform_from_dict, entries))
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
     def _learn_offline(self, n_steps: int, callback: BaseCallback, log_interval: int) -> bool:
@@ -371,14 +376,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         position = replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         # As the dataset's rewards were; after storing, since VecNormalize has the raw ones
-        factor, shift = self._reward_factor_and_shift()
+        factor, shift = self._reward_change
         replay_buffer.rewards[position] = replay_buffer.rewards[position] * factor + shift
-
-    def _reward_factor_and_shift(self) -> tuple[float, float]:
-        from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
-
-        entries = (self.dataset_metadata or {}).get("transforms", ())
-        return reward_factor_and_shift([transform_from_dict(entry) for entry in entries])
 
     # --- Saving ------------------------------------------------------------------------------------------------------
 

@@ -17,61 +17,23 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_ext.common.distributions import ClampedNormal
-from sb3_ext.redq.policies import SDE_ARGUMENTS, REDQPolicy
+from sb3_ext.redq.policies import SDE_ARGUMENTS, REDQPolicy, TanhMeanActor
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
 
 
-class GaussianActor(BasePolicy):
+class GaussianActor(TanhMeanActor):
     """
-    A tanh mean and one learnt standard deviation per action, the same everywhere, as in AWAC and IQL.
-
-    :param observation_space: Observation space.
-    :param action_space: Action space.
-    :param net_arch: Sizes of the hidden layers.
-    :param features_extractor: Network that turns observations into features.
-    :param features_dim: Number of features.
-    :param activation_fn: Activation after each hidden layer.
-    :param normalize_images: Divide images by 255.
+    A tanh mean and one learnt standard deviation per action, the same everywhere, as in AWAC and IQL. Arguments are
+    those of :class:`~sb3_ext.redq.policies.TanhMeanActor`.
     """
 
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Box,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        normalize_images: bool = True,
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-            squash_output=True,
-        )
-        action_dim = get_action_dim(action_space)
-        self.mu = nn.Sequential(*create_mlp(features_dim, action_dim, net_arch, activation_fn))
-        self.log_std = nn.Parameter(th.zeros(action_dim))
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.log_std = nn.Parameter(th.zeros(get_action_dim(self.action_space)))
 
     def distribution(self, obs: PyTorchObs) -> ClampedNormal:
-        """Action distribution at observations of shape ``(batch, ...)``."""
-        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        features = self.extract_features(obs, self.features_extractor)
-        return ClampedNormal(th.tanh(self.mu(features)), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        distribution = self.distribution(obs)
-        return distribution.mode if deterministic else distribution.rsample()
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
-
-    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Log-density of given actions in [-1, 1], ``(batch, action_dim) -> (batch,)``."""
-        return self.distribution(obs).log_prob(actions)
+        return ClampedNormal(self.mean(obs), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
 
 class ValueNetwork(BaseModel):

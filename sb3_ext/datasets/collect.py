@@ -154,14 +154,14 @@ def rollout_episodes(
         if len(episodes) == n_episodes or (n_transitions is not None and n_kept >= n_transitions):
             return _to_dataset(env, episodes, source)
         if n_episodes is not None and attempts == n_episodes * MAX_ATTEMPTS_PER_EPISODE:
-            asked, kept, played = f"{n_episodes} were asked for", len(episodes), f"{attempts} episodes"
+            asked = f"{n_episodes}"
         elif n_transitions is not None and n_played >= n_transitions * MAX_ATTEMPTS_PER_EPISODE:
-            asked, kept, played = f"{n_transitions} steps were asked for", len(episodes), f"{attempts} episodes"
+            asked = f"{n_transitions} steps"
         else:
             continue
         raise DatasetError(
-            f"Only {kept} of {played} succeeded, {asked}. Use a better expert or less noise, or keep failures too "
-            "(--keep-failures, only_successful=False)."
+            f"Only {len(episodes)} of {attempts} episodes succeeded, {asked} were asked for. Use a better expert or "
+            "less noise, or keep failures too (--keep-failures, only_successful=False)."
         )
 
 

@@ -110,14 +110,14 @@ def with_flat_maze(dataset: Dataset) -> Dataset:
     its coordinates, whether goals move, and whether the goal is part of the observation.
     """
     metadata = dataset.metadata
-    d4rls = re.match(r"(antmaze|maze2d)-(umaze|medium|large)(-dense)?", metadata.dataset_id or "")
-    is_d4rls = d4rls is not None and is_d4rl_name(metadata.dataset_id or "")
+    name = metadata.dataset_id or ""
+    d4rls = re.match(r"(antmaze|maze2d)-(umaze|medium|large)(-dense)?", name) if is_d4rl_name(name) else None
     match = re.fullmatch(r"(Ant|Point)Maze(?:_|Flat/)(UMaze|Medium|Large)\w*-v\d+", metadata.env_id or "")
     is_flat = isinstance(dataset.frames, np.ndarray) and not _find(dataset, FlattenGoals)
-    if metadata.env_spec is not None or not is_flat or not (is_d4rls or match):
+    if metadata.env_spec is not None or not is_flat or not (d4rls or match):
         return dataset
     assert isinstance(dataset.frames, np.ndarray)
-    if is_d4rls and d4rls is not None:
+    if d4rls:
         agent = {"antmaze": "Ant", "maze2d": "Point"}[d4rls[1]]
         maze = {"umaze": "UMaze", "medium": "Medium", "large": "Large"}[d4rls[2]]
         if d4rls[3]:
@@ -130,7 +130,7 @@ def with_flat_maze(dataset: Dataset) -> Dataset:
     if size not in _FLAT_SIZES[agent]:
         return dataset.with_metadata(env_id=env_id)  # which will be found not to fit
     arguments: dict[str, Any] = {"goal_observable": size == _FLAT_SIZES[agent][1]}
-    if is_d4rls:
+    if d4rls:
         arguments["coordinates"] = "d4rl"
         if agent == "Point":
             arguments["terminate_on_success"] = False

@@ -71,11 +71,10 @@ class SquashedGaussianActor(SACActor):
         return distribution.log_prob(actions.clamp(-CLONING_MAX_ACTION, CLONING_MAX_ACTION))
 
 
-class TruncatedNormalActor(BasePolicy):
+class TanhMeanActor(BasePolicy):
     """
-    Actor with a tanh mean and a fixed standard deviation, whose samples are clamped into [-1, 1] (the actor of DrQ-v2,
-    Yarats et al. 2021, https://arxiv.org/abs/2107.09645). Actions for the critics' target and for the actor's loss
-    have clipped noise, actions in the environment do not.
+    Actor whose most probable action is the tanh of a network's output. A class that derives from it has
+    ``distribution``.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -84,8 +83,6 @@ class TruncatedNormalActor(BasePolicy):
     :param features_dim: Number of features.
     :param activation_fn: Activation after each hidden layer.
     :param normalize_images: Divide images by 255.
-    :param action_std: Standard deviation of the actions, positive; the actions' range is [-1, 1].
-    :param noise_clip: Largest noise in the losses, positive.
     """
 
     def __init__(
@@ -97,8 +94,6 @@ class TruncatedNormalActor(BasePolicy):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
-        action_std: float = 0.1,
-        noise_clip: float = 0.3,
     ):
         super().__init__(
             observation_space,
@@ -107,17 +102,16 @@ class TruncatedNormalActor(BasePolicy):
             normalize_images=normalize_images,
             squash_output=True,
         )
-        if action_std <= 0 or noise_clip <= 0:
-            raise ValueError(f"action_std={action_std} and noise_clip={noise_clip} must be positive.")
-        self.action_std = action_std
-        self.noise_clip = noise_clip
         self.mu = nn.Sequential(*create_mlp(features_dim, get_action_dim(action_space), net_arch, activation_fn))
 
-    def distribution(self, obs: PyTorchObs) -> TruncatedNormal:
-        """Action distribution at observations of shape ``(batch, ...)``."""
+    def mean(self, obs: PyTorchObs) -> th.Tensor:
+        """Most probable actions, ``(batch, ...) -> (batch, action_dim)``."""
         assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        features = self.extract_features(obs, self.features_extractor)
-        return TruncatedNormal(th.tanh(self.mu(features)), self.action_std)
+        return th.tanh(self.mu(self.extract_features(obs, self.features_extractor)))
+
+    def distribution(self, obs: PyTorchObs) -> Any:
+        """Action distribution at observations of shape ``(batch, ...)``."""
+        raise NotImplementedError
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         distribution = self.distribution(obs)
@@ -125,6 +119,31 @@ class TruncatedNormalActor(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
+
+    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """Log-density of given actions in [-1, 1], ``(batch, action_dim) -> (batch,)``."""
+        return self.distribution(obs).log_prob(actions)
+
+
+class TruncatedNormalActor(TanhMeanActor):
+    """
+    Actor with a tanh mean and a fixed standard deviation, whose samples are clamped into [-1, 1] (the actor of DrQ-v2,
+    Yarats et al. 2021, https://arxiv.org/abs/2107.09645). Actions for the critics' target and for the actor's loss
+    have clipped noise, actions in the environment do not. All arguments of :class:`TanhMeanActor`, and:
+
+    :param action_std: Standard deviation of the actions, positive; the actions' range is [-1, 1].
+    :param noise_clip: Largest noise in the losses, positive.
+    """
+
+    def __init__(self, *args: Any, action_std: float = 0.1, noise_clip: float = 0.3, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        if action_std <= 0 or noise_clip <= 0:
+            raise ValueError(f"action_std={action_std} and noise_clip={noise_clip} must be positive.")
+        self.action_std = action_std
+        self.noise_clip = noise_clip
+
+    def distribution(self, obs: PyTorchObs) -> TruncatedNormal:
+        return TruncatedNormal(self.mean(obs), self.action_std)
 
     def action_log_prob(self, obs: PyTorchObs, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
@@ -135,10 +154,6 @@ class TruncatedNormalActor(BasePolicy):
         distribution = self.distribution(obs)
         actions = distribution.rsample(noise, self.noise_clip)
         return actions, distribution.log_prob(actions)
-
-    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        """Log-density of given actions in [-1, 1], ``(batch, action_dim) -> (batch,)``."""
-        return self.distribution(obs).log_prob(actions)
 
 
 class REDQPolicy(SACPolicy):
