@@ -1,6 +1,6 @@
 """A replay buffer that is sampled by tensor operations where it lies."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch as th
@@ -13,9 +13,55 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_ext.datasets.dataset import Dataset, map_observations
 from sb3_ext.datasets.replay_buffer import scale_actions
 
-Samples = ReplayBufferSamples | DictReplayBufferSamples
+
+class OfflineSamples(NamedTuple):
+    """SB3's ``ReplayBufferSamples`` with what some algorithms for offline data need besides; tensors as there, and:"""
+
+    observations: Any
+    actions: th.Tensor
+    next_observations: Any
+    dones: th.Tensor
+    rewards: th.Tensor
+    discounts: th.Tensor | None = None
+    # The action after this transition, (batch, action_dim), and 1 where there is one, (batch, 1)
+    next_actions: th.Tensor | None = None
+    has_next_action: th.Tensor | None = None
+    # Discounted return from this transition to the end of its episode, (batch, 1); see `returns_to_go`
+    returns: th.Tensor | None = None
+
+
+Samples = ReplayBufferSamples | DictReplayBufferSamples | OfflineSamples
 
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def returns_to_go(rewards: np.ndarray, ends: np.ndarray, terminations: np.ndarray, gamma: float) -> np.ndarray:
+    """
+    Discounted return from each step to the end of its episode. An episode that was cut off, not terminated, is taken to
+    go on with its mean reward for ever: with a reward of -1 a step that is exactly ``-1 / (1 - gamma)``.
+
+    :param rewards: steps of episodes, one episode after the other, shape ``(n,)``
+    :param ends: the last step of each episode, shape ``(n,)``, bool; the last of all counts as an end
+    :param terminations: ends that terminated, shape ``(n,)``, bool
+    :param gamma: discount factor in [0, 1]
+    :return: float32, shape ``(n,)``
+    """
+    stops = np.flatnonzero(ends).tolist()
+    if len(rewards) and (not stops or stops[-1] != len(rewards) - 1):
+        stops.append(len(rewards) - 1)
+    steps = rewards.astype(np.float64).tolist()
+    returns = np.empty(len(steps), dtype=np.float32)
+    first = 0
+    for stop in stops:
+        episode = steps[first : stop + 1]
+        follows = 0.0
+        if not terminations[stop] and gamma < 1:
+            follows = sum(episode) / len(episode) / (1 - gamma)
+        for i in reversed(range(first, stop + 1)):
+            follows = steps[i] + gamma * follows
+            returns[i] = follows
+        first = stop + 1
+    return returns
 
 
 class TensorReplayBuffer(ReplayBuffer):
@@ -36,6 +82,8 @@ class TensorReplayBuffer(ReplayBuffer):
     :param handle_timeout_termination: Take an episode's end by a time limit for no termination.
     :param n_steps: Steps of the n-step return; a return ends with its episode.
     :param gamma: Discount factor of n-step returns, in [0, 1].
+    :param next_actions: Batches have the action after each transition.
+    :param returns: Batches have the return to the end of each transition's episode, minus infinity until it has ended.
     :raises ValueError: ``optimize_memory_usage`` is set, or ``n_steps`` is below 1.
     """
 
@@ -52,6 +100,8 @@ class TensorReplayBuffer(ReplayBuffer):
         handle_timeout_termination: bool = True,
         n_steps: int = 1,
         gamma: float = 0.99,
+        next_actions: bool = False,
+        returns: bool = False,
     ):
         if optimize_memory_usage:
             raise ValueError(
@@ -73,6 +123,11 @@ class TensorReplayBuffer(ReplayBuffer):
             handle_timeout_termination=handle_timeout_termination,
         )
         self.n_steps, self.gamma = n_steps, gamma
+        self.next_actions, self.has_returns = next_actions, returns
+        # Steps of the episodes that are under way, and (environment, last row, steps) of those that have ended since
+        # the last batch
+        self._episode_lengths = np.zeros(n_envs, dtype=np.int64)
+        self._finished: list[tuple[int, int, int]] = []
         self._share()
 
     @staticmethod
@@ -93,7 +148,15 @@ class TensorReplayBuffer(ReplayBuffer):
             raise ValueError(f"{type(buffer).__name__} samples in its own way, which TensorReplayBuffer would lose.")
         taken = cls.__new__(cls)
         columns = {name: value for name, value in buffer.__dict__.items() if name != "device"}
-        taken.__dict__.update({"n_steps": 1, "gamma": 0.99, **columns, "_device": buffer.device})
+        defaults = {
+            "n_steps": 1,
+            "gamma": 0.99,
+            "next_actions": False,
+            "has_returns": False,
+            "_episode_lengths": np.zeros(buffer.n_envs, dtype=np.int64),
+            "_finished": [],
+        }
+        taken.__dict__.update({**defaults, **columns, "_device": buffer.device})
         taken._share()
         return taken
 
@@ -109,6 +172,17 @@ class TensorReplayBuffer(ReplayBuffer):
                 moved = map_observations(lambda array: th.as_tensor(array, device=self.device), getattr(self, name))
                 setattr(self, name, moved)
         self._rows = {name: map_observations(rows, getattr(self, name)) for name in COLUMNS}
+        if self.has_returns:
+            # Minus infinity is below every value, so it asks nothing of a critic
+            returns = self.__dict__.setdefault(
+                "returns", np.full((self.buffer_size, self.n_envs), -np.inf, dtype=np.float32)
+            )
+            self._rows["returns"] = rows(returns)
+
+    def take_extras(self, next_actions: bool = False, returns: bool = False) -> None:
+        """Other extra columns than those the buffer was made with, such as after loading one of SB3's."""
+        self.next_actions, self.has_returns = next_actions, returns
+        self._share()
 
     def __getstate__(self) -> dict[str, Any]:
         """Columns as NumPy arrays, so that SB3's buffers and any machine can read them."""
@@ -161,10 +235,32 @@ class TensorReplayBuffer(ReplayBuffer):
         self._write(self.dones, done)
         if self.handle_timeout_termination:
             self._write(self.timeouts, np.array([info.get("TimeLimit.truncated", False) for info in infos]))
+        if self.has_returns:
+            self._follow_episodes(np.asarray(done))
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full = True
             self.pos = 0
+
+    def _follow_episodes(self, done: np.ndarray) -> None:
+        self.returns[self.pos] = -np.inf
+        self._episode_lengths += 1
+        for i in np.flatnonzero(done):
+            self._finished.append((int(i), self.pos, int(min(self._episode_lengths[i], self.buffer_size))))
+            self._episode_lengths[i] = 0
+
+    def _fill_returns(self) -> None:
+        """Returns of the episodes that have ended, from the rewards as they stand now."""
+        for i, last, length in self._finished:
+            steps = np.arange(last - length + 1, last + 1) % self.buffer_size
+            rewards = _to_numpy(self.rewards[steps, i])
+            ends = np.arange(length) == length - 1
+            terminates = ends & (not bool(self.timeouts[last, i]))
+            self._write_rows(steps * self.n_envs + i, returns_to_go(rewards, ends, terminates, self.gamma))
+        self._finished.clear()
+
+    def _write_rows(self, rows: np.ndarray, returns: np.ndarray) -> None:
+        self._rows["returns"][th.as_tensor(rows, device=self.device)] = th.as_tensor(returns, device=self.device)
 
     def _write(self, column: Any, values: Any) -> None:
         if isinstance(column, dict):
@@ -198,13 +294,18 @@ class TensorReplayBuffer(ReplayBuffer):
 
     def _gather(self, rows: th.Tensor, env: VecNormalize | None) -> Samples:
         columns = self._rows
+        if self.has_returns:
+            self._fill_returns()
         if self.n_steps > 1:
             rewards, discounts, last = self._n_step_returns(rows, env)
         else:
             rewards, discounts, last = _normalized_rewards(columns["rewards"].index_select(0, rows), env), None, rows
-        samples_class = (
-            DictReplayBufferSamples if isinstance(self.observation_space, spaces.Dict) else ReplayBufferSamples
-        )
+        samples_class: Any = ReplayBufferSamples
+        extras = {}
+        if self.next_actions or self.has_returns:
+            samples_class, extras = OfflineSamples, self._extras(rows, last, env)
+        elif isinstance(self.observation_space, spaces.Dict):
+            samples_class = DictReplayBufferSamples
         return samples_class(
             observations=self._observations("observations", rows, env),
             actions=columns["actions"].index_select(0, rows),
@@ -214,7 +315,25 @@ class TensorReplayBuffer(ReplayBuffer):
             ),
             rewards=rewards.unsqueeze(1),
             discounts=discounts,
+            **extras,
         )
+
+    def _extras(self, rows: th.Tensor, last: th.Tensor, env: VecNormalize | None) -> dict[str, th.Tensor]:
+        """What :class:`OfflineSamples` has besides; ``last`` are the rows that transitions end with."""
+        extras = {}
+        if self.next_actions:
+            following = (last + self.n_envs) % (self.buffer_size * self.n_envs)
+            newest = (self.pos - 1) % self.buffer_size
+            ended = self._rows["dones"].index_select(0, last) + self._rows["timeouts"].index_select(0, last) > 0
+            there = ~ended & (last.div(self.n_envs, rounding_mode="floor") != newest)
+            extras["next_actions"] = self._rows["actions"].index_select(0, following)
+            extras["has_next_action"] = there.float().unsqueeze(1)
+        if self.has_returns:
+            returns = self._rows["returns"].index_select(0, rows)
+            if env is not None and env.norm_reward:
+                returns = returns / _reward_scale(env)
+            extras["returns"] = returns.unsqueeze(1)
+        return extras
 
     def _observations(self, name: str, rows: th.Tensor, env: VecNormalize | None) -> Any:
         taken = self._take(name, rows)
@@ -261,6 +380,8 @@ class DatasetBuffer(TensorReplayBuffer):
     :param device: Where columns and batches are.
     :param n_steps: Steps of the n-step return; a return ends with its episode.
     :param gamma: Discount factor of n-step returns, in [0, 1].
+    :param next_actions: As in :class:`TensorReplayBuffer`.
+    :param returns: As in :class:`TensorReplayBuffer`.
     """
 
     def __init__(
@@ -271,11 +392,15 @@ class DatasetBuffer(TensorReplayBuffer):
         device: th.device | str = "auto",
         n_steps: int = 1,
         gamma: float = 0.99,
+        next_actions: bool = False,
+        returns: bool = False,
     ):
         n = len(dataset)
         # Not TensorReplayBuffer's constructor, which would allocate columns
         BaseBuffer.__init__(self, n, observation_space, action_space, device, n_envs=1)  # type: ignore[arg-type]
         self.n_steps, self.gamma = n_steps, gamma
+        self.next_actions, self.has_returns = next_actions, returns
+        self._returns_gamma: float | None = None
         self.full = True
         ends = dataset.ends
 
@@ -298,6 +423,16 @@ class DatasetBuffer(TensorReplayBuffer):
             # SB3 bootstraps where `timeouts` is set; a state that is terminal as well must not be
             "timeouts": column((ends & ~dataset.terminations).astype(np.float32)),
         }
+
+    def _fill_returns(self) -> None:
+        """Of the whole dataset; anew where the discount factor has changed."""
+        if self._returns_gamma == self.gamma:
+            return
+        rewards, dones, timeouts = (self._rows[name].cpu().numpy() for name in ("rewards", "dones", "timeouts"))
+        ends = dones > 0
+        returns = returns_to_go(rewards, ends, ends & (timeouts == 0), self.gamma)
+        self._rows["returns"] = th.from_numpy(returns).to(self.device)
+        self._returns_gamma = self.gamma
 
     @property
     def device(self) -> th.device:
@@ -340,5 +475,8 @@ def _normalized_rewards(rewards: th.Tensor, env: VecNormalize | None) -> th.Tens
     """``VecNormalize.normalize_reward``."""
     if env is None or not env.norm_reward:
         return rewards
-    scale = float(np.sqrt(env.ret_rms.var + env.epsilon))
-    return (rewards / scale).clamp(-env.clip_reward, env.clip_reward)
+    return (rewards / _reward_scale(env)).clamp(-env.clip_reward, env.clip_reward)
+
+
+def _reward_scale(env: VecNormalize) -> float:
+    return float(np.sqrt(env.ret_rms.var + env.epsilon))

@@ -82,7 +82,9 @@ class DatasetMixin(OffPolicyMixin):
                 f"n_steps={self.n_steps} with a dataset needs TensorReplayBuffer or SB3's NStepReplayBuffer, not "
                 f"{self.replay_buffer_class}: leave replay_buffer_class out, or set n_steps=1."
             )
-        return DatasetBuffer(dataset, self.observation_space, self.action_space, device=self.device, **kwargs)
+        return DatasetBuffer(
+            dataset, self.observation_space, self.action_space, device=self.device, **kwargs, **self.buffer_extras
+        )
 
     def _initialise_normalization(self) -> None:
         """A young ``VecNormalize`` takes up the dataset's statistics, so that the first updates see their scale."""

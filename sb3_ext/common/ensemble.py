@@ -81,7 +81,7 @@ class EnsembleMLP(nn.Module):
 
     def forward(self, x: th.Tensor, members: th.Tensor | None = None, frozen: bool = False) -> th.Tensor:
         """
-        :param x: shape ``(batch, in_features)``, the same rows for every member
+        :param x: shape ``(batch, in_features)``, the same rows for every member, or ``(n_members, batch, in_features)``
         :param members: int64 indices of the members to evaluate, shape ``(k,)``; None for all
         :param frozen: take the weights for constants: gradients reach ``x`` alone
         :return: shape ``(n_members or k, batch, 1)``
@@ -89,7 +89,7 @@ class EnsembleMLP(nn.Module):
         layers = [[_weights(module, members, frozen) for module in self._layer(i)] for i in range(len(self.hidden))]
         head = _weights(self.head, members, frozen)
         is_plain = type(self.activation) is nn.ReLU and self.dropout is None
-        if is_plain and not th.is_autocast_enabled(x.device.type):
+        if is_plain and x.dim() == 2 and not th.is_autocast_enabled(x.device.type):
             weights = [weight for layer in layers for module in layer for weight in module]
             return _EnsembleReLU.apply(x, len(self.norms) > 0, *weights, *head)
         return _by_autograd(x, layers, head, self.activation, self.dropout)
@@ -114,7 +114,7 @@ def _by_autograd(
     dropout: nn.Module | None = None,
 ) -> th.Tensor:
     """:class:`EnsembleMLP` in PyTorch's own operations."""
-    x = x.expand(head[0].shape[0], *x.shape)
+    x = x.expand(head[0].shape[0], *x.shape[-2:])
     for (weight, bias), *norm in layers:
         x = th.bmm(x, weight) + bias
         if dropout is not None:
@@ -255,12 +255,37 @@ class EnsembleCritic(BaseModel):
         :param frozen: take the critics for constants: gradients reach the actions alone
         :return: Q-values, shape ``(n_critics or k, batch, 1)``
         """
+        return self.q_networks(th.cat([self._features(obs, frozen), actions], dim=1), members, frozen)
+
+    def several(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        Values of several actions at each observation, whose features are extracted once.
+
+        :param obs: observations, ``(batch, ...)``
+        :param actions: ``(n_actions, batch, action_dim)``
+        :return: Q-values, shape ``(n_critics, n_actions, batch, 1)``
+        """
+        features = self._features(obs).expand(len(actions), -1, -1)
+        rows = th.cat([features, actions], dim=2).flatten(0, 1)
+        return self.q_networks(rows).unflatten(1, actions.shape[:2])
+
+    def each(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        Values of other actions for each critic.
+
+        :param obs: observations, ``(batch, ...)``
+        :param actions: ``(n_critics, batch, action_dim)``
+        :return: Q-values, shape ``(n_critics, batch, 1)``
+        """
+        features = self._features(obs).expand(len(actions), -1, -1)
+        return self.q_networks(th.cat([features, actions], dim=2))
+
+    def _features(self, obs: PyTorchObs, frozen: bool = False) -> th.Tensor:
         # As in SB3: a shared features extractor learns from the actor's loss only
         learns_features = not (frozen or self.share_features_extractor)
         with th.set_grad_enabled(th.is_grad_enabled() and learns_features):
             assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-            features = self.extract_features(obs, self.features_extractor)
-        return self.q_networks(th.cat([features, actions], dim=1), members, frozen)
+            return self.extract_features(obs, self.features_extractor)
 
 
 def draw_members(n_draws: int, n_members: int, n_drawn: int, device: th.device) -> th.Tensor | None:

@@ -109,3 +109,50 @@ def weighted_cloning_loss(log_prob: th.Tensor, weights: th.Tensor) -> th.Tensor:
     :return: scalar
     """
     return -(weights * log_prob).mean()
+
+
+def cloned_td3_actor_loss(
+    q_values: th.Tensor, distances: th.Tensor, bc_coef: float, normalize_q: bool = True
+) -> th.Tensor:
+    r"""
+    :math:`\mathrm{mean}_b(\beta_1 \|\pi(s_b) - a_b\|^2 - \lambda Q(s_b, \pi(s_b)))` with
+    :math:`\lambda = 1 / \mathrm{mean}_b|Q|`, a constant for gradients (Fujimoto & Gu 2021,
+    https://arxiv.org/abs/2106.06860, equation 5; Tarasov et al. 2023, https://arxiv.org/abs/2305.09836).
+
+    :param q_values: Q-values of the policy's actions, shape ``(batch, 1)``
+    :param distances: squared distances of these actions from the data's, shape ``(batch, 1)``
+    :param bc_coef: :math:`\beta_1 \ge 0`
+    :param normalize_q: False for :math:`\lambda = 1`
+    :return: scalar
+    """
+    scale = 1 / q_values.detach().abs().mean().clamp(min=1e-6) if normalize_q else 1.0
+    return (bc_coef * distances - scale * q_values).mean()
+
+
+def conservative_loss(sampled_values: th.Tensor, log_densities: th.Tensor, data_values: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\sum_k \mathrm{mean}_b (\log \frac{1}{m} \sum_j e^{Q_k(s_b, a_j)} / p(a_j) - Q_k(s_b, a_b))`: how much the
+    values of all actions, by importance sampling, are above those of the data's (Kumar et al. 2020,
+    https://arxiv.org/abs/2006.04779, appendix F).
+
+    :param sampled_values: shape ``(n_critics, m, batch)``
+    :param log_densities: logarithm of the density that each of these actions was drawn from, shape ``(m, batch)``
+    :param data_values: values of the data's actions, shape ``(n_critics, batch)``
+    :return: scalar
+    """
+    above = th.logsumexp(sampled_values - log_densities, dim=1) - math.log(len(log_densities))
+    return (above - data_values).mean(dim=1).sum()
+
+
+def gradient_similarity(gradients: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\frac{1}{N - 1} \mathrm{mean}_b \sum_{i \ne j} \cos(g_{ib}, g_{jb})`: N where all critics' gradients point
+    the same way, 0 where they are orthogonal (An et al. 2021, https://arxiv.org/abs/2110.01548, equation 4).
+
+    :param gradients: of each critic's values by the actions, shape ``(n_critics, batch, action_dim)``
+    :return: scalar
+    """
+    # The norm has no derivative at 0
+    unit = gradients * (gradients.square().sum(dim=2, keepdim=True) + 1e-12).rsqrt()
+    together = unit.sum(dim=0).square().sum(dim=1) - unit.square().sum(dim=(0, 2))
+    return together.mean() / (len(gradients) - 1)

@@ -4,7 +4,7 @@ import io
 import pathlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -41,6 +41,8 @@ class OffPolicyMixin(_Base):
 
     update_backend: str
     matmul_precision: str
+    # What batches have besides SB3's columns: arguments of TensorReplayBuffer
+    buffer_extras: ClassVar[Mapping[str, bool]] = {}
     # Saved with the model
     _chose_buffer = False
 
@@ -71,8 +73,16 @@ class OffPolicyMixin(_Base):
         n_steps = self.n_steps
         if self._chose_buffer:
             self.replay_buffer_class = TensorReplayBuffer
-            self.replay_buffer_kwargs = {**self.replay_buffer_kwargs, "n_steps": n_steps, "gamma": self.gamma}
+            self.replay_buffer_kwargs = {
+                **self.replay_buffer_kwargs,
+                "n_steps": n_steps,
+                "gamma": self.gamma,
+                **self.buffer_extras,
+            }
             self.n_steps = 1  # else SB3 warns that a buffer class other than its own knows nothing of it
+        elif self.buffer_extras:
+            names = " and ".join(self.buffer_extras).replace("_", " ")
+            raise ValueError(f"{type(self).__name__} needs {names} in its batches: leave replay_buffer_class out.")
         if self.env is None and self.replay_buffer is None:
             # Loaded to predict: hold the place of the buffer, which SB3 would allocate in full
             self.replay_buffer = ReplayBuffer(1, spaces.Discrete(1), spaces.Discrete(1), device="cpu")
@@ -141,6 +151,7 @@ class OffPolicyMixin(_Base):
                 buffer = TensorReplayBuffer.from_sb3(buffer)
             if isinstance(buffer, TensorReplayBuffer):
                 buffer.n_steps = self.n_steps
+                buffer.take_extras(**self.buffer_extras)
                 buffer.device = self.device
         self.replay_buffer = buffer
 

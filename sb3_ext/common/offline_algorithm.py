@@ -1,7 +1,7 @@
 """What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -32,6 +32,9 @@ SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 # Batches that are drawn in one gather, and gradient steps between two lines of the log for each `log_interval`
 CHUNK = 50
 LOG_STEPS = 250
+
+# Of policies, which algorithms have attributes for
+NETWORKS = ("actor", "actor_target", "critic", "critic_target", "value")
 
 
 class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
@@ -186,7 +189,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             self.learning_rate = as_schedule(self.learning_rate, "learning_rate")
         super()._setup_model()
         self._convert_train_freq()
-        for name in ("actor", "critic", "critic_target", "value"):
+        for name in NETWORKS:
             if hasattr(self.policy, name):
                 setattr(self, name, getattr(self.policy, name))
 
@@ -282,7 +285,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             self._update_learning_rates()
             for i, batch in enumerate(unstack(batches)):
                 with self.engine.session():
-                    metrics.add(self.engine.run(self._update, batch, None if noise is None else noise[i]))
+                    metrics.add(self.engine.run(self._update_function(), batch, None if noise is None else noise[i]))
                 self._n_updates += 1
                 self._n_offline_done += 1
                 self.num_timesteps += 1
@@ -341,8 +344,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             noise = self._noise(chunk, batch_size)
             with self.engine.session():
                 for i, batch in enumerate(unstack(batches)):
-                    metrics.add(self.engine.run(self._update, batch, None if noise is None else noise[i]))
-            self._n_updates += chunk
+                    metrics.add(self.engine.run(self._update_function(), batch, None if noise is None else noise[i]))
+                    self._n_updates += 1
             gradient_steps -= chunk
         self._log_metrics(metrics.seal())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -356,6 +359,10 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self._optimizers())
+
+    def _update_function(self) -> Callable[..., dict[str, th.Tensor]]:
+        """What the next update is, where not all are alike."""
+        return self._update
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> dict[str, th.Tensor]:
         """One update of everything; returns metrics."""
@@ -382,7 +389,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     # --- Saving ------------------------------------------------------------------------------------------------------
 
     def _excluded_save_params(self) -> list[str]:
-        excluded = [*super()._excluded_save_params(), "actor", "critic", "critic_target", "value"]
+        excluded = [*super()._excluded_save_params(), *NETWORKS]
         # A name finds its data again; arrays would end up in the zip
         return excluded if isinstance(self.dataset, str) else [*excluded, "dataset"]
 

@@ -1,6 +1,6 @@
 """Networks of the offline algorithms that clone with weights: a Gaussian actor, an ensemble of critics, a value."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
@@ -73,20 +73,27 @@ class ValueNetwork(BaseModel):
         return self.v_network(self.extract_features(obs, self.features_extractor))
 
 
-class WeightedCloningPolicy(REDQPolicy):
+class OfflinePolicy(REDQPolicy):
     """
-    A :class:`GaussianActor` and two critics in one batched ensemble. Arguments are those of
+    An actor of ``actor_class`` and two critics in one batched ensemble. Arguments are those of
     :class:`~sb3_ext.redq.policies.REDQPolicy`, with ``n_critics=2`` by default.
     """
 
-    actor: GaussianActor  # type: ignore[assignment]
+    actor_class: ClassVar[type[TanhMeanActor]]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"n_critics": 2, **kwargs})
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> GaussianActor:  # type: ignore[override]
+    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
         actor_kwargs = {key: value for key, value in self.actor_kwargs.items() if key not in SDE_ARGUMENTS}
-        return GaussianActor(**self._update_features_extractor(actor_kwargs, features_extractor)).to(self.device)
+        return self.actor_class(**self._update_features_extractor(actor_kwargs, features_extractor)).to(self.device)
+
+
+class WeightedCloningPolicy(OfflinePolicy):
+    """:class:`OfflinePolicy` with a :class:`GaussianActor`."""
+
+    actor: GaussianActor  # type: ignore[assignment]
+    actor_class = GaussianActor
 
 
 class ValuePolicy(WeightedCloningPolicy):
@@ -178,39 +185,39 @@ class CloningPolicy(BasePolicy):
         return self.actor(observation, deterministic)
 
 
-class _Cnn:
+class CnnMixin:
     """Images: ``NatureCNN`` extracts the features."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
 
 
-class _MultiInput:
+class MultiInputMixin:
     """Dict observations: ``CombinedExtractor`` extracts the features."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
 
 
-class CloningCnnPolicy(_Cnn, CloningPolicy):
+class CloningCnnPolicy(CnnMixin, CloningPolicy):
     """:class:`CloningPolicy` for images."""
 
 
-class CloningMultiInputPolicy(_MultiInput, CloningPolicy):
+class CloningMultiInputPolicy(MultiInputMixin, CloningPolicy):
     """:class:`CloningPolicy` for Dict observations."""
 
 
-class WeightedCloningCnnPolicy(_Cnn, WeightedCloningPolicy):
+class WeightedCloningCnnPolicy(CnnMixin, WeightedCloningPolicy):
     """:class:`WeightedCloningPolicy` for images."""
 
 
-class WeightedCloningMultiInputPolicy(_MultiInput, WeightedCloningPolicy):
+class WeightedCloningMultiInputPolicy(MultiInputMixin, WeightedCloningPolicy):
     """:class:`WeightedCloningPolicy` for Dict observations."""
 
 
-class ValueCnnPolicy(_Cnn, ValuePolicy):
+class ValueCnnPolicy(CnnMixin, ValuePolicy):
     """:class:`ValuePolicy` for images."""
 
 
-class ValueMultiInputPolicy(_MultiInput, ValuePolicy):
+class ValueMultiInputPolicy(MultiInputMixin, ValuePolicy):
     """:class:`ValuePolicy` for Dict observations."""

@@ -1,18 +1,14 @@
 """What AWAC and IQL share: an actor that clones actions by the exponential of their advantage."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import BasePolicy
 
 from sb3_ext.common.buffers import Samples
-from sb3_ext.common.ensemble import EnsembleCritic
-from sb3_ext.common.losses import effective_sample_size, ensemble_mse, td_target, weighted_cloning_loss
+from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
-from sb3_ext.common.offline_algorithm import OfflineAlgorithm
+from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 from sb3_ext.common.offline_policies import GaussianActor
-
-Scalars = dict[str, th.Tensor]
 
 # Below this share of the batch the actor learns from a handful of actions
 COLLAPSE = 0.02
@@ -26,29 +22,15 @@ def cloning_log_prob(actor: GaussianActor, batch: Samples, deterministic: bool) 
     return distribution.log_prob(batch.actions)
 
 
-class WeightedCloningAlgorithm(OfflineAlgorithm):
+class WeightedCloningAlgorithm(OfflineActorCritic):
     """
-    Base class of algorithms with ``actor``, ``critic`` and ``critic_target``. One that derives from it sets
-    ``deterministic_actor`` in its constructor: whether the actor regresses to the weighted actions (squared error)
-    instead of maximising their log-likelihood.
+    Base class; one that derives from it sets ``deterministic_actor`` in its constructor: whether the actor regresses to
+    the weighted actions (squared error) instead of maximising their log-likelihood.
     """
 
-    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     actor: GaussianActor
-    critic: EnsembleCritic
-    critic_target: EnsembleCritic
     deterministic_actor: bool
     _has_warned = False
-
-    def _bellman_loss(self, batch: Samples, q_values: th.Tensor, next_values: th.Tensor) -> tuple[th.Tensor, Scalars]:
-        """
-        :param q_values: of the batch's actions, ``(n_critics, batch, 1)``
-        :param next_values: ``(batch, 1)``, without a gradient
-        """
-        # n-step samples carry gamma**n, which is smaller than n steps where an episode ends
-        discounts = self.gamma if batch.discounts is None else batch.discounts
-        loss = ensemble_mse(q_values, td_target(batch.rewards, batch.dones, discounts, next_values))
-        return loss, {"critic_loss": loss.detach(), "q_mean": q_values.detach().mean()}
 
     def _cloning_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """
@@ -76,8 +58,5 @@ class WeightedCloningAlgorithm(OfflineAlgorithm):
     def _collapse_fix(self) -> str:
         raise NotImplementedError
 
-    def _optimizers(self) -> list[th.optim.Optimizer]:
-        return [self.actor.optimizer, self.critic.optimizer]
-
     def _update_constants(self) -> tuple[Any, ...]:
-        return self.gamma, self.tau, self.deterministic_actor
+        return (*super()._update_constants(), self.deterministic_actor)

@@ -185,6 +185,8 @@ class UpdateEngine:
         # Of no other networks that the loss goes through, as `backward` would
         found = iter(th.autograd.grad(loss, learning, allow_unused=True))
         grads = [next(found) if parameter.requires_grad else None for parameter in parameters]
+        # The fused step goes through memory in order and takes no notice of strides; second derivatives come transposed
+        grads = [None if grad is None else grad.contiguous() for grad in grads]
         if self.backend == "eager":
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad

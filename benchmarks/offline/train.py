@@ -1,0 +1,166 @@
+"""
+One run of an offline algorithm: learn on a dataset, play evaluation episodes now and then, one row of a CSV each time.
+
+    python benchmarks/offline/train.py --algo iql --data ../shared/data/antmaze-umaze.hdf5 --seed 0 --output runs/iql
+
+The hyper-parameters are those of ``rl_zoo_configs/<algo>.yml`` for the dataset's environment; ``--set`` changes single
+ones. ``--online`` goes on in the environment with the same object. The same evaluation episodes are played every time.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+import yaml
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+import rl_zoo_configs
+import sb3_ext
+from sb3_ext.datasets import Dataset, load, make_eval_env, make_training_env
+
+# Far from the seeds of training, which are small numbers
+FIRST_EVAL_SEED = 1_000_000
+ALGORITHMS = {"bc": "BC", "awac": "AWAC", "iql": "IQL", "rebrac": "ReBRAC", "calql": "CalQL", "edac": "EDAC"}
+COLUMNS = ["step", "score", "success_rate", "return_mean", "episode_length", "episodes", "training_seconds"]
+
+
+class Evaluation:
+    """
+    Episodes with deterministic actions, side by side: one forward pass for all environments.
+
+    :param dataset: names the environment
+    :param n_episodes: of the seeds 1,000,000 and on
+    """
+
+    def __init__(self, dataset: Dataset, n_episodes: int):
+        self.dataset, self.n_episodes = dataset, n_episodes
+        self.envs = [make_eval_env(dataset) for _ in range(n_episodes)]
+        self.is_sparse = dataset.successes is not None
+
+    def __call__(self, predict: Any) -> dict[str, float]:
+        """
+        :param predict: actions for observations of shape ``(n, obs_dim)``
+        """
+        observations = np.stack([env.reset(seed=FIRST_EVAL_SEED + i)[0] for i, env in enumerate(self.envs)])
+        returns, lengths = np.zeros(self.n_episodes), np.zeros(self.n_episodes)
+        successes = np.zeros(self.n_episodes, dtype=bool)
+        playing = np.arange(self.n_episodes)
+        while len(playing) > 0:
+            actions = predict(observations[playing].astype(np.float32))
+            going_on = []
+            for i, action in zip(playing, actions, strict=True):
+                observations[i], reward, terminated, truncated, info = self.envs[i].step(action)
+                returns[i] += reward
+                lengths[i] += 1
+                successes[i] |= bool(info.get("is_success", info.get("success", False)))
+                if not (terminated or truncated):
+                    going_on.append(i)
+            playing = np.array(going_on, dtype=int)
+        score = 100 * successes.mean() if self.is_sparse else self.dataset.normalized_score(returns).mean()
+        return {
+            "score": round(float(score), 2),
+            "success_rate": float(successes.mean()),
+            "return_mean": round(float(returns.mean()), 2),
+            "episode_length": round(float(lengths.mean()), 1),
+            "episodes": self.n_episodes,
+        }
+
+
+class Curve:
+    """
+    The CSV of one run.
+
+    :param path: its file
+    :param evaluation: plays the episodes
+    """
+
+    def __init__(self, path: Path, evaluation: Evaluation):
+        self.path, self.evaluation = path, evaluation
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.training_seconds, self.resumed_at = 0.0, time.perf_counter()
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerow(COLUMNS)
+
+    def add(self, step: int, predict: Any) -> None:
+        """Play and write a row."""
+        self.training_seconds += time.perf_counter() - self.resumed_at
+        row = {"step": step, **self.evaluation(predict), "training_seconds": round(self.training_seconds, 1)}
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, COLUMNS).writerow(row)
+        print(row, flush=True)
+        self.resumed_at = time.perf_counter()
+
+
+class CurveCallback(BaseCallback):
+    """Adds a row every ``eval_freq`` timesteps and where learning online starts and ends."""
+
+    def __init__(self, curve: Curve, eval_freq: int, steps: set[int]):
+        super().__init__()
+        self.curve, self.eval_freq, self.steps = curve, eval_freq, steps
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps % self.eval_freq == 0 or self.num_timesteps in self.steps:
+            self.model.policy.set_training_mode(False)
+            self.curve.add(self.num_timesteps, lambda obs: self.model.predict(obs, deterministic=True)[0])
+        return True
+
+
+def hyperparameters(algo: str, dataset: Dataset) -> dict[str, Any]:
+    """Of the configuration for RL Zoo."""
+    configs = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
+    env = make_eval_env(dataset)
+    entry = dict(configs[env.spec.id])  # type: ignore[union-attr]
+    env.close()
+    for name in ("dataset", "n_timesteps", "n_envs"):
+        entry.pop(name, None)
+    return entry
+
+
+def make_model(algo: str, data: str, env: gym.Env | None, seed: int, changes: dict[str, Any]) -> BaseAlgorithm:
+    """The model with the configuration's hyper-parameters and changes to them; ``None`` takes one out."""
+    params = {**hyperparameters(algo, load(data)), **changes}
+    params = {name: value for name, value in params.items() if value is not None}
+    if isinstance(params.get("policy_kwargs"), str):
+        params["policy_kwargs"] = eval(params["policy_kwargs"])
+    return getattr(sb3_ext, ALGORITHMS[algo])(env=env, dataset=data, seed=seed, device="cpu", **params)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", choices=list(ALGORITHMS), required=True)
+    parser.add_argument("--data", required=True, help="file or name of the dataset")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=50_000, help="gradient steps on the dataset")
+    parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
+    parser.add_argument("--eval-freq", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters, values in YAML")
+    parser.add_argument("--output", type=Path, required=True, help="folder of the CSV")
+    args = parser.parse_args()
+
+    th.set_num_threads(args.threads)
+    changes = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in args.set)}
+    dataset = load(args.data)
+    if args.online > 0:
+        changes["n_offline_steps"] = args.steps
+    if args.online > 0:
+        shaped = load(args.data, **changes.get("dataset_kwargs", hyperparameters(args.algo, dataset)["dataset_kwargs"]))
+        env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
+    else:
+        env = None
+    model = make_model(args.algo, args.data, env, args.seed, changes)
+    curve = Curve(args.output / f"seed{args.seed}.csv", Evaluation(dataset, args.episodes))
+    total = args.steps + args.online
+    model.learn(total, callback=CurveCallback(curve, args.eval_freq, {args.steps, total}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""Policies for ReBRAC: a deterministic actor with a target, and critics with layer normalisation."""
+
+import copy
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+
+from sb3_ext.common.offline_policies import CnnMixin, MultiInputMixin, OfflinePolicy
+from sb3_ext.redq.policies import TanhMeanActor
+
+
+class DeterministicActor(TanhMeanActor):
+    """TD3's actor: the tanh of a network's output. Arguments are those of ``TanhMeanActor``."""
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.mean(obs)
+
+
+class ReBRACPolicy(OfflinePolicy):
+    """
+    A :class:`DeterministicActor`, its target, and two critics. Arguments are those of
+    :class:`~sb3_ext.redq.policies.REDQPolicy`, with the paper's defaults: ``n_critics=2``, ``layer_norm=True`` and
+    three hidden layers of 256.
+    """
+
+    actor: DeterministicActor  # type: ignore[assignment]
+    actor_target: DeterministicActor
+    actor_class = DeterministicActor
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        if len(args) < 4 and kwargs.get("net_arch") is None:
+            kwargs["net_arch"] = [256, 256, 256]
+        super().__init__(*args, **{"layer_norm": True, **kwargs})
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.actor_target = self.make_actor(None)
+        self.actor_target.load_state_dict(self.actor.state_dict())
+        self.actor_target.set_training_mode(False)
+
+
+class CnnPolicy(CnnMixin, ReBRACPolicy):
+    """:class:`ReBRACPolicy` for images."""
+
+
+class MultiInputPolicy(MultiInputMixin, ReBRACPolicy):
+    """:class:`ReBRACPolicy` for Dict observations."""
+
+
+MlpPolicy = ReBRACPolicy
