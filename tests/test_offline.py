@@ -1,4 +1,4 @@
-"""AWAC, IQL and BC: losses by hand, reductions, and what they share with every algorithm of SB3."""
+"""AWAC, IQL and BC: losses by hand and reductions; what all offline algorithms share with those of SB3."""
 
 import math
 from dataclasses import replace
@@ -16,13 +16,19 @@ from toy_envs import reach_demos, reach_env
 
 from sb3_ext.awac import AWAC
 from sb3_ext.bc import BC
+from sb3_ext.calql import CalQL
 from sb3_ext.common import losses
 from sb3_ext.common.distributions import ClampedNormal
 from sb3_ext.datasets import DatasetError, load, save
+from sb3_ext.edac import EDAC
 from sb3_ext.iql import IQL
+from sb3_ext.rebrac import ReBRAC
 
-ALGORITHMS = [AWAC, IQL, BC]
+ACTOR_CRITICS = [AWAC, IQL, ReBRAC, CalQL, EDAC]
+ALGORITHMS = [*ACTOR_CRITICS, BC]
 SMALL = {"net_arch": [16]}
+# Fewer of what is slow
+QUICK = {CalQL: {"n_actions": 2}, EDAC: {"n_critics": 3}}
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +38,7 @@ def demos():
 
 def make(algorithm, demos, env=None, **kwargs):
     arguments = {"policy_kwargs": dict(SMALL), "batch_size": 16, "seed": 0, "device": "cpu", "update_backend": "eager"}
-    return algorithm("MlpPolicy", env, dataset=demos, **{**arguments, **kwargs})
+    return algorithm("MlpPolicy", env, dataset=demos, **{**arguments, **QUICK.get(algorithm, {}), **kwargs})
 
 
 # --- Losses by hand ---
@@ -160,7 +166,7 @@ def test_awac_value_is_the_mean_over_samples(demos):
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
 def test_online_it_is_an_algorithm_like_all(algorithm, check, demos, tmp_path):
     def make_online(env, **kwargs):
         return make(algorithm, demos, env, n_offline_steps=0, learning_starts=10, **kwargs)
@@ -215,7 +221,7 @@ def test_dataset_of_a_name_is_found_again(demos, tmp_path):
     th.testing.assert_close(loaded.dataset_buffer._rows["rewards"].numpy(), demos.rewards - 1)
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
 def test_budget_is_split_between_dataset_and_several_environments(algorithm, demos):
     env = make_vec_env(reach_env, n_envs=4)
     model = make(algorithm, demos, env, n_offline_steps=40, offline_ratio=0.25, gradient_steps=2)
@@ -276,9 +282,11 @@ def test_weights_are_logged_and_their_collapse_is_told(demos, capsys):
     assert "the actor's weights have collapsed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_cloning_learns_the_demonstrated_actions(algorithm, demos):
-    model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]})
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (BC, {}), (ReBRAC, {"actor_bc_coef": 1.0})]
+)
+def test_cloning_learns_the_demonstrated_actions(algorithm, arguments, demos):
+    model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]}, **arguments)
     error = np.abs(model.predict(demos.observations, deterministic=True)[0] - demos.actions).mean()
     model.learn(600)
     assert np.abs(model.predict(demos.observations, deterministic=True)[0] - demos.actions).mean() < 0.4 * error
@@ -337,6 +345,7 @@ def test_dict_observations(algorithm):
     assert len(rewards) == 2
 
 
+@pytest.mark.filterwarnings("error:Compiling the update failed")
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_compiled_updates_give_the_same_numbers(algorithm, demos):
     eager, compiled = (make(algorithm, demos, update_backend=backend).learn(20) for backend in ("eager", "compiled"))

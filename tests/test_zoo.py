@@ -1,10 +1,13 @@
+import argparse
 import csv
 import inspect
+import math
 import os
 import subprocess
 import sys
 from importlib.metadata import entry_points
 
+import gymnasium as gym
 import numpy as np
 import optuna
 import pytest
@@ -17,27 +20,37 @@ from stable_baselines3 import PPO
 
 import sb3_ext
 from rl_zoo_configs import config_path
-from sb3_ext.datasets import load_demonstrations
+from sb3_ext.common.offline_algorithm import OfflineAlgorithm
+from sb3_ext.datasets import load_demonstrations, rollout_episodes, save
+from sb3_ext.datasets.collect import waypoint_expert
+from sb3_ext.datasets.d4rl import FILES
+from sb3_ext.datasets.demo import DEMO_DATASETS
+from sb3_ext.iql import IQL
 from sb3_ext.zoo import ALGORITHMS, register
 from sb3_ext.zoo.cli import main
 from sb3_ext.zoo.registration import ExperimentManager
 from sb3_ext_envs import METAWORLD_TASKS
 
 HAMMER = "MetaWorldSparse/hammer-v3"
-# Enough for the scripted expert's 60 to 70
+POINTMAZE = "PointMazeFlat/UMaze-v3"
+# Enough for hammer's scripted expert, who takes 60 to 70
 EPISODE_STEPS = 100
 # RL Zoo's own keys of a configuration
 ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "env_wrapper", "env_kwargs", "callback", "noise_type", "noise_std"}
 
+OFFLINE = [algo for algo, entry in ALGORITHMS.items() if issubclass(entry.algorithm, OfflineAlgorithm)]
+# What is run by RL Zoo from end to end, which takes seconds each
+RUN = ["redq", "iql", "rebrac"]
 # What makes a run of 30 steps cheap, beside one demonstration and small batches
-CHEAP = {"redq": ["bc_pretrain_steps:20"]}
-CHEAP_SEARCH = {"redq": ["bc_pretrain_steps:20", "learning_starts:25"]}
+CHEAP = {"redq": ["demos:'scripted:1'", "bc_pretrain_steps:20", "batch_size:32"]}
+CHEAP_SEARCH = {"redq": [*CHEAP["redq"], "learning_starts:25"]}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Constant.s. may be too high:UserWarning"),
     pytest.mark.filterwarnings("ignore:`.*` is set to None:UserWarning"),
 ]
 for_each_algorithm = pytest.mark.parametrize("algo", ALGORITHMS)
+for_each_offline_algorithm = pytest.mark.parametrize("algo", OFFLINE)
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +70,39 @@ def run_command(folder, *arguments):
     )
 
 
-def run_train(folder, algo, *arguments, hyperparams):
-    result = run_command(
-        folder,
-        *("train", "--algo", algo, "--env", HAMMER, "-n", "30", "--seed", "0", "--num-threads", "1"),
-        *("--eval-freq", "20", "--eval-episodes", "1", "--env-kwargs", f"max_episode_steps:{EPISODE_STEPS}"),
-        *("--hyperparams", "demos:'scripted:1'", "batch_size:32", *hyperparams),
-        *arguments,
-    )
-    assert result.returncode == 0, result.stderr
-    return result
+@pytest.fixture(scope="module")
+def pointmaze_data(tmp_path_factory):
+    """A file with three episodes that start anywhere."""
+    env = gym.make(POINTMAZE, start_cell="random")
+    path = tmp_path_factory.mktemp("data") / "pointmaze.hdf5"
+    save(rollout_episodes(env, waypoint_expert(env), n_episodes=3), path)
+    env.close()
+    return str(path)
+
+
+@pytest.fixture
+def run_train(tmp_path, pointmaze_data):
+    def run(algo, *arguments, hyperparams=()):
+        data = [f"dataset:{pointmaze_data!r}", "batch_size:32"] if algo in OFFLINE else []
+        result = run_command(
+            tmp_path,
+            *("train", "--algo", algo, "--env", env_of(algo), "-n", "30", "--seed", "0", "--num-threads", "1"),
+            *("--eval-freq", "20", "--eval-episodes", "1", "--env-kwargs", f"max_episode_steps:{EPISODE_STEPS}"),
+            *("--hyperparams", *data, *hyperparams),
+            *arguments,
+        )
+        assert result.returncode == 0, result.stderr
+        return result
+
+    return run
+
+
+def env_of(algo):
+    return POINTMAZE if algo in OFFLINE else HAMMER
+
+
+def run_folder(folder, algo, number=1):
+    return folder / "logs" / algo / f"{env_of(algo).replace('/', '-')}_{number}"
 
 
 def load_config(algo):
@@ -119,9 +155,8 @@ def test_stock_algorithms_keep_their_configuration(tmp_path):
 # Configurations
 
 
-@for_each_algorithm
-def test_configuration_has_one_recipe_for_all_sparse_tasks(algo):
-    config = load_config(algo)
+def test_configuration_has_one_recipe_for_all_sparse_tasks():
+    config = load_config("redq")
     assert {f"MetaWorldSparse/{task}" for task in METAWORLD_TASKS} | {"default"} <= set(config)
     assert all(config[f"MetaWorldSparse/{task}"] == config[HAMMER] for task in METAWORLD_TASKS)
 
@@ -135,21 +170,37 @@ def test_configurations_hold_constructor_arguments(algo):
         assert set(values.get("policy_kwargs", {})) <= policy_arguments(policies[values["policy"]]), env_id
 
 
+@for_each_offline_algorithm
+def test_offline_configurations_name_datasets(algo):
+    config = load_config(algo)
+    assert {"default", *DEMO_DATASETS.values()} <= set(config)
+    for env_id, values in config.items():
+        if env_id == "default":
+            assert "dataset" not in values
+        elif values["dataset"] in DEMO_DATASETS:
+            assert DEMO_DATASETS[values["dataset"]] == env_id
+        else:
+            assert values["dataset"] in FILES
+
+
 # Search spaces
+
+
+def sample_params(algo, trial):
+    return ALGORITHMS[algo].sampler(trial, 4, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
 
 
 @for_each_algorithm
 def test_samples_are_constructor_arguments_and_converted_again_the_same(algo):
-    entry = ALGORITHMS[algo]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     samples = []
     for _ in range(20):
         trial = study.ask()
-        sample = entry.sampler(trial, 4, 1, {"using_her_replay_buffer": False, "her_kwargs": {}})
+        sample = sample_params(algo, trial)
         assert sample.keys() <= constructor_arguments(algo)
         assert all(sample[name] == value for name, value in trial.user_attrs.items())
         raw = dict(trial.params)
-        assert entry.converter(raw) == sample
+        assert ALGORITHMS[algo].converter(raw) == sample
         assert raw == trial.params
         samples.append(str(sample))
     assert len(set(samples)) == 20
@@ -157,38 +208,105 @@ def test_samples_are_constructor_arguments_and_converted_again_the_same(algo):
 
 @for_each_algorithm
 def test_sampled_policy_arguments_exist(algo):
-    entry = ALGORITHMS[algo]
-    sample = entry.sampler(optuna.create_study().ask(), 4, 1, {})
-    policy = entry.algorithm.policy_aliases[load_config(algo)[HAMMER]["policy"]]
-    assert set(sample.get("policy_kwargs", {})) <= policy_arguments(policy)
+    sample = sample_params(algo, optuna.create_study().ask())
+    policy = ALGORITHMS[algo].algorithm.policy_aliases[load_config(algo)[env_of(algo)]["policy"]]
+    assert set(sample["policy_kwargs"]) <= policy_arguments(policy)
+
+
+@for_each_offline_algorithm
+def test_samples_make_models(algo, pointmaze_data):
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(3):
+        sample = sample_params(algo, study.ask())
+        model = ALGORITHMS[algo].algorithm("MlpPolicy", None, dataset=pointmaze_data, device="cpu", **sample)
+        assert {name: getattr(model, name) for name in sample if name != "policy_kwargs"} == {
+            name: value for name, value in sample.items() if name != "policy_kwargs"
+        }
+        assert sample["policy_kwargs"].items() <= model.policy_kwargs.items()
 
 
 # Training, playing and searching from the command line
 
 
-@for_each_algorithm
-def test_trained_agent_is_played(algo, tmp_path):
-    result = run_train(tmp_path, algo, hyperparams=CHEAP.get(algo, []))
+@pytest.mark.parametrize("algo", RUN)
+def test_trained_agent_is_played(algo, run_train, tmp_path):
+    result = run_train(algo, hyperparams=CHEAP.get(algo, []))
     assert f"Loading hyperparameters from: {config_path(algo)}" in result.stdout
-    folder = tmp_path / "logs" / algo / "MetaWorldSparse-hammer-v3_1"
+    folder = run_folder(tmp_path, algo)
     assert np.load(folder / "evaluations.npz")["timesteps"].tolist() == [20]
     assert ALGORITHMS[algo].algorithm.load(folder / "best_model.zip", device="cpu").num_timesteps == 20
 
     arguments = ("--no-render", "-n", "60", "--env-kwargs", "max_episode_steps:20")
-    result = run_command(tmp_path, "enjoy", "--algo", algo, "--env", HAMMER, *arguments)
+    result = run_command(tmp_path, "enjoy", "--algo", algo, "--env", env_of(algo), *arguments)
     assert result.returncode == 0, result.stderr
-    assert f"Loading logs/{algo}/MetaWorldSparse-hammer-v3_1/MetaWorldSparse-hammer-v3.zip" in result.stdout
+    name = env_of(algo).replace("/", "-")
+    assert f"Loading logs/{algo}/{name}_1/{name}.zip" in result.stdout
     assert "Success rate: " in result.stdout
     assert "3 Episodes" in result.stdout
 
 
-@for_each_algorithm
-def test_search_completes_its_trials(algo, tmp_path):
+@pytest.mark.parametrize("algo", RUN)
+def test_search_completes_its_trials(algo, run_train, tmp_path):
     arguments = ("-optimize", "--n-trials", "2", "--n-evaluations", "1", "--no-optim-plots")
-    run_train(tmp_path, algo, *arguments, hyperparams=CHEAP_SEARCH.get(algo, []))
+    run_train(algo, *arguments, hyperparams=CHEAP_SEARCH.get(algo, []))
     (report,) = (tmp_path / "logs" / algo).glob("report_*.csv")
     with report.open() as file:
         assert [trial["state"] for trial in csv.DictReader(file)] == ["COMPLETE", "COMPLETE"]
+
+
+def test_offline_training_goes_on_and_then_collects(run_train, tmp_path):
+    run_train("iql", "-tb", str(tmp_path / "tensorboard"), hyperparams=["learning_rate:'cos_1e-3'"])
+    first = run_folder(tmp_path, "iql") / "PointMazeFlat-UMaze-v3.zip"
+    model = IQL.load(first, device="cpu")
+    # RL Zoo's own schedule would be a straight line
+    assert model.lr_schedule(0.25) == pytest.approx(1e-3 * (1 + math.cos(0.75 * math.pi)) / 2)
+    assert list((tmp_path / "tensorboard/PointMazeFlat-UMaze-v3").glob("IQL_1/events*"))
+
+    split = ["n_offline_steps:40", "n_envs:2", "learning_starts:4"]
+    result = run_train("iql", "-i", str(first), "--save-replay-buffer", hyperparams=split)
+    assert "Loading pretrained agent" in result.stdout
+    second = IQL.load(run_folder(tmp_path, "iql", 2) / "PointMazeFlat-UMaze-v3.zip", device="cpu")
+    # 30 gradient steps, 10 more, then 20 transitions of two environments, with updates after the first four
+    assert (second._n_offline_done, second.num_timesteps, second._n_updates) == (40, 30, 30 + 10 + 8)
+    second.load_replay_buffer(run_folder(tmp_path, "iql", 2) / "replay_buffer.pkl")
+    assert second.replay_buffer.n_envs == 2 and second.replay_buffer.size() == 10
+
+
+# The environment of the data
+
+
+def read_hyperparameters(folder, data, env_id=POINTMAZE, **arguments):
+    args = argparse.Namespace(env_kwargs=arguments.get("env_kwargs"))
+    manager = ExperimentManager(args, "iql", env_id, str(folder), hyperparams={"dataset": data}, **arguments)
+    _, saved = manager.read_hyperparameters()
+    assert saved["env_kwargs"] == manager.env_kwargs
+    return manager
+
+
+def test_environment_is_the_one_of_the_recording(pointmaze_data, tmp_path):
+    manager = read_hyperparameters(tmp_path, pointmaze_data)
+    assert manager.env_kwargs == manager.eval_env_kwargs == {"start_cell": "random"}
+
+
+def test_given_environment_arguments_come_first(pointmaze_data, tmp_path):
+    manager = read_hyperparameters(
+        tmp_path, pointmaze_data, env_kwargs={"start_cell": (1, 1)}, eval_env_kwargs={"width": 64}
+    )
+    assert manager.env_kwargs == manager.args.env_kwargs == {"start_cell": (1, 1)}
+    assert manager.eval_env_kwargs == {"start_cell": (1, 1), "width": 64}
+
+
+def test_other_environment_is_warned_about(pointmaze_data, tmp_path):
+    with pytest.warns(UserWarning, match="PointMazeFlat/Medium-v3 may not be .* recorded in PointMazeFlat/UMaze-v3"):
+        manager = read_hyperparameters(tmp_path, pointmaze_data, "PointMazeFlat/Medium-v3")
+    assert manager.env_kwargs == {}
+
+
+@for_each_offline_algorithm
+def test_training_without_a_dataset_asks_for_one(algo, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"sb3-ext train: error: {algo} learns from a dataset: --hyperparams dataset:"):
+        main(["train", "--algo", algo, "--env", "Pendulum-v1"])
 
 
 def test_stock_algorithm_trains_through_our_command(tmp_path):

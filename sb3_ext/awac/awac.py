@@ -14,6 +14,7 @@ from sb3_ext.common.offline_policies import (
     WeightedCloningPolicy,
 )
 from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
+from sb3_ext.datasets.load import DatasetLike
 
 WEIGHTINGS = ("exponential", "softmax")
 
@@ -28,6 +29,8 @@ class AWAC(WeightedCloningAlgorithm):
         L_\pi &= -\mathrm{mean}_b\, w_b \log\pi(a_b|s_b), \quad w = \min(e^{A / \lambda}, w_{max})
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
+    :param env: Environment for online training, or None.
+    :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
     :param awac_lambda: Temperature of the weights, above 0: large values clone everything, small ones the best actions.
     :param weighting: ``"exponential"``, or ``"softmax"`` over the batch, whose weights have a mean of 1.
     :param max_weight: The greatest exponential weight.
@@ -46,7 +49,8 @@ class AWAC(WeightedCloningAlgorithm):
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str | None,
-        *args: Any,
+        dataset: DatasetLike | None = None,
+        *,
         awac_lambda: float = 1.0,
         weighting: Literal["exponential", "softmax"] = "exponential",
         max_weight: float = 100.0,
@@ -59,7 +63,7 @@ class AWAC(WeightedCloningAlgorithm):
         self.max_weight = max_weight
         self.n_value_samples = n_value_samples
         self.deterministic_actor = deterministic_actor
-        super().__init__(policy, env, *args, **kwargs)
+        super().__init__(policy, env, dataset, **kwargs)
 
     @property
     def n_noise(self) -> int:  # type: ignore[override]

@@ -77,7 +77,9 @@ class CalQL(EntropyRegularizedAlgorithm):
     def _next_values(self, batch: Samples, noise: th.Tensor) -> th.Tensor:
         if not self.max_target_backup:
             return super()._next_values(batch, noise)
-        actions, log_prob = self.actor.distribution(batch.next_observations).rsample_log_prob(self._policy_noise(noise)[1])
+        actions, log_prob = self.actor.distribution(batch.next_observations).rsample_log_prob(
+            self._policy_noise(noise)[1]
+        )
         # (n_critics, n_actions, batch, 1) -> (n_actions, batch)
         values = self.critic_target.several(batch.next_observations, actions).amin(dim=0).squeeze(2)
         best = values.argmax(dim=0, keepdim=True)

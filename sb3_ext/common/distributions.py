@@ -4,6 +4,8 @@ import math
 
 import torch as th
 
+# Uniform numbers stay inside (0, 1) by this much, so that their logarithms are finite
+UNIFORM_EPSILON = 1e-7
 HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
 # As in SB3's TanhBijector: keeps the logarithm finite where tanh is 1 in float32
 TANH_EPSILON = 1e-6
@@ -140,3 +142,42 @@ class ClampedNormal:
         """
         z = (actions - self.loc) * (-self.log_scale).exp()
         return (-0.5 * z.square() - self.log_scale - HALF_LOG_2_PI).sum(-1)
+
+
+class OneHotCategorical:
+    """
+    Categorical distribution over one-hot vectors, with the noise of samples as an argument like the others here.
+
+    :param logits: Unnormalised log-probabilities, shape ``(..., n_actions)``.
+    """
+
+    def __init__(self, logits: th.Tensor):
+        self.log_probs = th.log_softmax(logits, dim=-1)
+
+    @property
+    def mode(self) -> th.Tensor:
+        """The most probable vector, shape ``(..., n_actions)``."""
+        return self._one_hot(self.log_probs)
+
+    def rsample(self, noise: th.Tensor | None = None) -> th.Tensor:
+        """
+        Sample by the greatest of the log-probabilities plus Gumbel noise; it has no gradient.
+
+        :param noise: Standard normal noise of the logits' shape; drawn here if None.
+        :return: shape ``(..., n_actions)``
+        """
+        noise = th.randn_like(self.log_probs) if noise is None else noise
+        # Normal -> uniform -> Gumbel
+        uniform = (0.5 + 0.5 * th.erf(noise / math.sqrt(2))).clamp(UNIFORM_EPSILON, 1 - UNIFORM_EPSILON)
+        return self._one_hot(self.log_probs - th.log(-th.log(uniform)))
+
+    def log_prob(self, actions: th.Tensor) -> th.Tensor:
+        """
+        :param actions: one-hot, shape ``(..., n_actions)``
+        :return: shape ``(...,)``
+        """
+        return (self.log_probs * actions).sum(-1)
+
+    def _one_hot(self, scores: th.Tensor) -> th.Tensor:
+        # Not `one_hot`, which looks at the values and so cannot be recorded
+        return th.zeros_like(scores).scatter(-1, scores.argmax(dim=-1, keepdim=True), 1.0)

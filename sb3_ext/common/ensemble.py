@@ -8,10 +8,11 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+
+from sb3_ext.common.actions import action_size
 
 aten = th.ops.aten
 
@@ -222,7 +223,7 @@ class EnsembleCritic(BaseModel):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Box,
+        action_space: spaces.Space,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
@@ -242,7 +243,7 @@ class EnsembleCritic(BaseModel):
         self.n_critics = n_critics
         self.share_features_extractor = share_features_extractor
         self.q_networks = EnsembleMLP(
-            n_critics, features_dim + get_action_dim(action_space), net_arch, activation_fn, layer_norm, dropout
+            n_critics, features_dim + action_size(action_space), net_arch, activation_fn, layer_norm, dropout
         )
 
     def forward(
@@ -250,7 +251,7 @@ class EnsembleCritic(BaseModel):
     ) -> th.Tensor:
         """
         :param obs: observations, ``(batch, ...)``
-        :param actions: actions scaled to [-1, 1], ``(batch, action_dim)``
+        :param actions: actions scaled to [-1, 1] or one-hot, ``(batch, action_dim)``
         :param members: int64 indices of the critics to evaluate, shape ``(k,)``; None for all
         :param frozen: take the critics for constants: gradients reach the actions alone
         :return: Q-values, shape ``(n_critics or k, batch, 1)``

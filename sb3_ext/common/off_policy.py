@@ -158,7 +158,8 @@ class OffPolicyMixin(_Base):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        if self.num_timesteps < learning_starts or not self.policy.squash_output:
+        is_box = isinstance(self.action_space, spaces.Box)
+        if self.num_timesteps < learning_starts or not (is_box and self.policy.squash_output):
             return super()._sample_action(learning_starts, action_noise, n_envs)
         # `predict` without its checks and copies: observations come from the environment itself
         assert self._last_obs is not None

@@ -1,9 +1,10 @@
 """What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -14,10 +15,10 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from sb3_ext.common.actions import action_size, encode_actions
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.common.off_policy import Metrics, unstack
@@ -80,7 +81,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     :raises ValueError: an argument is out of its range.
     """
 
-    # Standard normal arrays of shape (batch, action_dim) that an update takes
+    # Of actions
+    supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Box,)
+    # Standard normal arrays of shape (batch, action_size) that an update takes
     n_noise = 0
     # Saved with the model
     _n_offline_done = 0
@@ -143,7 +146,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             device=device,
             support_multi_env=True,
             sde_support=False,
-            supported_action_spaces=(spaces.Box,),
+            supported_action_spaces=self.supported_action_spaces,
         )
         self.dataset = os.fspath(dataset) if isinstance(dataset, os.PathLike) else dataset
         self.dataset_kwargs = dict(dataset_kwargs or {})
@@ -159,6 +162,11 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 self._take_spaces(data)
             self._setup_model()
             self._attach(data)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # For `help`, completion and RL Zoo: constructors end in **kwargs, which are arguments of the next class
+        cls.__signature__ = _joint_signature(cls)  # type: ignore[attr-defined]
 
     def _check_arguments(self) -> None:
         if not 0 <= self.offline_ratio <= 1:
@@ -180,8 +188,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 f"{data.source} does not name its spaces: pass an environment, or dataset=load(...).with_metadata("
                 "observation_space=..., action_space=...)."
             )
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(f"{type(self).__name__} needs continuous actions, the dataset's are {action_space}.")
+        if not isinstance(action_space, self.supported_action_spaces):
+            names = " or ".join(space.__name__ for space in self.supported_action_spaces)
+            raise ValueError(f"{type(self).__name__} takes {names} actions, the dataset's are {action_space}.")
         self.observation_space, self.action_space, self.n_envs = observation_space, action_space, 1
 
     def _setup_model(self) -> None:
@@ -351,11 +360,15 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     def _noise(self, n_updates: int, batch_size: int) -> th.Tensor | None:
-        """Shape ``(n_updates, n_noise, batch_size, action_dim)``."""
+        """Shape ``(n_updates, n_noise, batch_size, action_size)``."""
         if self.n_noise == 0:
             return None
-        shape = (n_updates, self.n_noise, batch_size, get_action_dim(self.action_space))
+        shape = (n_updates, self.n_noise, batch_size, action_size(self.action_space))
         return th.randn(shape, device=self.device)
+
+    def _sample_batches(self, buffer: ReplayBuffer, n_batches: int, batch_size: int) -> Samples:
+        samples = super()._sample_batches(buffer, n_batches, batch_size)
+        return samples._replace(actions=encode_actions(samples.actions, self.action_space))
 
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self._optimizers())
@@ -396,6 +409,21 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]
         return ["policy", *(f"{name}.optimizer" for name in names)], []
+
+
+def _joint_signature(cls: type) -> inspect.Signature:
+    """Arguments of a constructor, and in place of its ``**kwargs`` those of the constructors that they go to."""
+    parameters: dict[str, inspect.Parameter] = {}
+    for parent in cls.__mro__:
+        if "__init__" not in vars(parent):
+            continue
+        own = list(inspect.signature(parent.__init__).parameters.values())[1:]  # type: ignore[misc]
+        for parameter in own:
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                parameters.setdefault(parameter.name, parameter)
+        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own):
+            break
+    return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
 
 
 class _NoEnvironment(DummyVecEnv):

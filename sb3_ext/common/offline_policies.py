@@ -1,11 +1,10 @@
 """Networks of the offline algorithms that clone with weights: a Gaussian actor, an ensemble of critics, a value."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
-from stable_baselines3.common.preprocessing import get_action_dim
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
     CombinedExtractor,
@@ -16,7 +15,8 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_ext.common.distributions import ClampedNormal
+from sb3_ext.common.actions import action_size
+from sb3_ext.common.distributions import ClampedNormal, OneHotCategorical
 from sb3_ext.redq.policies import SDE_ARGUMENTS, REDQPolicy, TanhMeanActor
 
 LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
@@ -30,10 +30,55 @@ class GaussianActor(TanhMeanActor):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.log_std = nn.Parameter(th.zeros(get_action_dim(self.action_space)))
+        self.log_std = nn.Parameter(th.zeros(action_size(self.action_space)))
 
     def distribution(self, obs: PyTorchObs) -> ClampedNormal:
         return ClampedNormal(self.mean(obs), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
+
+
+class CategoricalActor(BasePolicy):
+    """
+    Actor for discrete actions. Arguments are those of :class:`~sb3_ext.redq.policies.TanhMeanActor`.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Discrete,
+        net_arch: list[int],
+        features_extractor: BaseFeaturesExtractor,
+        features_dim: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        normalize_images: bool = True,
+    ):
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor=features_extractor,
+            normalize_images=normalize_images,
+        )
+        self.logits = nn.Sequential(*create_mlp(features_dim, action_size(action_space), net_arch, activation_fn))
+
+    def distribution(self, obs: PyTorchObs) -> OneHotCategorical:
+        """Distribution of one-hot actions at observations of shape ``(batch, ...)``."""
+        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
+        return OneHotCategorical(self.logits(self.extract_features(obs, self.features_extractor)))
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Indices of actions, ``(batch, ...) -> (batch,)``"""
+        distribution = self.distribution(obs)
+        return (distribution.mode if deterministic else distribution.rsample()).argmax(dim=-1)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+
+CloningActor = GaussianActor | CategoricalActor
+
+
+def cloning_actor_class(action_space: spaces.Space) -> type[CloningActor]:
+    """What clones actions of this space."""
+    return CategoricalActor if isinstance(action_space, spaces.Discrete) else GaussianActor
 
 
 class ValueNetwork(BaseModel):
@@ -79,7 +124,7 @@ class OfflinePolicy(REDQPolicy):
     :class:`~sb3_ext.redq.policies.REDQPolicy`, with ``n_critics=2`` by default.
     """
 
-    actor_class: ClassVar[type[TanhMeanActor]]
+    actor_class: type[BasePolicy]
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"n_critics": 2, **kwargs})
@@ -90,10 +135,13 @@ class OfflinePolicy(REDQPolicy):
 
 
 class WeightedCloningPolicy(OfflinePolicy):
-    """:class:`OfflinePolicy` with a :class:`GaussianActor`."""
+    """:class:`OfflinePolicy` with a :class:`GaussianActor`, or a :class:`CategoricalActor` for discrete actions."""
 
-    actor: GaussianActor  # type: ignore[assignment]
-    actor_class = GaussianActor
+    actor: CloningActor  # type: ignore[assignment]
+
+    @property
+    def actor_class(self) -> type[CloningActor]:  # type: ignore[override]
+        return cloning_actor_class(self.action_space)
 
 
 class ValuePolicy(WeightedCloningPolicy):
@@ -112,7 +160,7 @@ class ValuePolicy(WeightedCloningPolicy):
 
 class CloningPolicy(BasePolicy):
     """
-    A :class:`GaussianActor` alone, for behaviour cloning.
+    A :class:`GaussianActor`, or a :class:`CategoricalActor` for discrete actions, alone, for behaviour cloning.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -129,7 +177,7 @@ class CloningPolicy(BasePolicy):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Box,
+        action_space: spaces.Space,
         lr_schedule: Schedule,
         net_arch: list[int] | None = None,
         activation_fn: type[nn.Module] = nn.ReLU,
@@ -149,12 +197,12 @@ class CloningPolicy(BasePolicy):
             optimizer_class=optimizer_class,
             optimizer_kwargs=optimizer_kwargs,
             normalize_images=normalize_images,
-            squash_output=True,
+            squash_output=isinstance(action_space, spaces.Box),
         )
         self.net_arch = [256, 256] if net_arch is None else net_arch
         self.activation_fn = activation_fn
         features_extractor = self.make_features_extractor()
-        self.actor = GaussianActor(
+        self.actor = cloning_actor_class(action_space)(
             observation_space,
             action_space,
             self.net_arch,

@@ -3,23 +3,30 @@
 from typing import Any
 
 import torch as th
+from gymnasium import spaces
 
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
-from sb3_ext.common.offline_policies import GaussianActor
+from sb3_ext.common.offline_policies import CategoricalActor, CloningActor
 
 # Below this share of the batch the actor learns from a handful of actions
 COLLAPSE = 0.02
 
 
-def cloning_log_prob(actor: GaussianActor, batch: Samples, deterministic: bool) -> th.Tensor:
+def cloning_log_prob(actor: CloningActor, batch: Samples, deterministic: bool) -> th.Tensor:
     """Log-density of a batch's actions, or minus the squared distance from the actor's mean, ``(batch,)``."""
     distribution = actor.distribution(batch.observations)
     if deterministic:
         return -(batch.actions - distribution.mode).square().sum(dim=-1)
     return distribution.log_prob(batch.actions)
+
+
+def check_cloning_actor(actor: CloningActor, deterministic: bool) -> None:
+    """:raises ValueError: the actor has no mean that could regress to actions"""
+    if deterministic and isinstance(actor, CategoricalActor):
+        raise ValueError("deterministic_actor=True regresses to continuous actions; discrete ones are classes.")
 
 
 class WeightedCloningAlgorithm(OfflineActorCritic):
@@ -28,9 +35,14 @@ class WeightedCloningAlgorithm(OfflineActorCritic):
     the weighted actions (squared error) instead of maximising their log-likelihood.
     """
 
-    actor: GaussianActor
+    supported_action_spaces = (spaces.Box, spaces.Discrete)
+    actor: CloningActor
     deterministic_actor: bool
     _has_warned = False
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        check_cloning_actor(self.actor, self.deterministic_actor)
 
     def _cloning_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """

@@ -1,6 +1,7 @@
 """SB3's replay buffers: read with their actions in the environment's units, and made from a dataset."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.datasets.checks import check_spaces
 from sb3_ext.datasets.dataset import Dataset, Metadata, Observations, map_observations
@@ -159,24 +161,105 @@ def to_replay_buffer(
 
 def fill_buffer(dataset: Dataset, buffer: ReplayBuffer) -> None:
     """
-    Put all transitions at the beginning of a buffer. Several environments get a part of the dataset each.
+    Put all transitions behind those that a buffer holds. Several environments get a part of the dataset each, in which
+    the episode that the cut goes through counts as cut off; transitions that do not fill a row of all are left out. An
+    episode that is under way in the buffer is cut off too, so that nothing leads from it into the data.
 
-    :param buffer: a ``ReplayBuffer``, ``DictReplayBuffer`` or ``NStepReplayBuffer`` with room for them
+    :param buffer: any of SB3's or a subclass. One whose ``add`` does more than to write a row (``HerReplayBuffer``, one
+        with ``optimize_memory_usage``) gets the rows one by one.
+    :raises DatasetError: there is too little room; nothing is written.
     """
-    n_rows = len(dataset) // buffer.n_envs
-    used = n_rows * buffer.n_envs
-    ends = dataset.ends[:used].copy()
+    n_envs = buffer.n_envs
+    n_rows = len(dataset) // n_envs
+    if n_rows == 0:
+        raise DatasetError(
+            f"{dataset.source}: {len(dataset)} transitions cannot be dealt out to {n_envs} environments."
+        )
+    if n_rows > buffer.buffer_size - buffer.size():
+        raise DatasetError(
+            f"{dataset.source} has {len(dataset)} transitions, the replay buffer holds {buffer.size() * n_envs} and "
+            f"has room for {buffer.buffer_size * n_envs} in all: make the model with buffer_size="
+            f"{(buffer.size() + n_rows) * n_envs} or more, or take the best episodes only "
+            "(transforms=[TopEpisodes(percent=...)])."
+        )
+    _end_episodes(buffer)
+    used = n_rows * n_envs
+    ends, terminations, truncations = (
+        flags[:used].copy() for flags in (dataset.ends, dataset.terminations, dataset.truncations)
+    )
     ends[n_rows - 1 :: n_rows] = True  # where a part stops
+    # SB3 bootstraps where `timeouts` is set; a state that is terminal as well must not be
+    timeouts = ends & ~terminations
+    if not buffer.handle_timeout_termination:
+        timeouts &= ~truncations  # what was cut off in the recording is meant to be terminal
+
+    def deal(values: np.ndarray) -> np.ndarray:
+        # (n, ...) -> (n_rows, n_envs, ...)
+        return np.swapaxes(values[:used].reshape(n_envs, n_rows, *values.shape[1:]), 0, 1)
+
+    def columns() -> Iterator[tuple[str, Any]]:  # one after the other: those of observations are large
+        yield "observations", map_observations(deal, dataset.observations)
+        yield "next_observations", map_observations(deal, dataset.next_observations)
+        yield "actions", deal(scale_actions(dataset.actions, buffer.action_space))
+        yield "rewards", deal(dataset.rewards)
+        yield "dones", deal(ends)
+        yield "timeouts", deal(timeouts)
+
+    if _is_plain(buffer):
+        _write_rows(buffer, columns(), n_rows)
+    else:
+        _add_rows(buffer, dict(columns()), {key: deal(values) for key, values in dataset.infos.items()})
+
+
+def _end_episodes(buffer: ReplayBuffer) -> None:
+    """Cut off the episodes that are under way in a buffer."""
+    if buffer.size() == 0:
+        return
+    if isinstance(buffer, HerReplayBuffer):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The last trajectory in the replay buffer will be truncated")
+            buffer.truncate_last_trajectory()
+        return
+    newest = buffer.pos - 1
+    # Where the newest successor is about to be overwritten nothing can bootstrap from it:
+    # https://github.com/DLR-RM/stable-baselines3/issues/46
+    if not buffer.optimize_memory_usage:
+        buffer.timeouts[newest] += 1 - buffer.dones[newest]
+    buffer.dones[newest] = 1
+
+
+def _is_plain(buffer: ReplayBuffer) -> bool:
+    """Whether ``add`` does no more than to write a row, so that all can be written at once."""
+    from sb3_ext.common.buffers import TensorReplayBuffer  # which imports this module
+
+    plain = (ReplayBuffer.add, DictReplayBuffer.add, TensorReplayBuffer.add)
+    return type(buffer).add in plain and not buffer.optimize_memory_usage
+
+
+def _write_rows(buffer: ReplayBuffer, columns: Iterable[tuple[str, Any]], n_rows: int) -> None:
+    first = buffer.pos
 
     def put(target: Any, values: np.ndarray) -> None:
-        # (n, ...) -> (n_rows, n_envs, ...)
-        target[:n_rows] = np.swapaxes(values[:used].reshape(buffer.n_envs, n_rows, *target.shape[2:]), 0, 1)
+        values = values.reshape(n_rows, buffer.n_envs, *target.shape[2:])
+        target[first : first + n_rows] = th.from_numpy(values.copy()) if isinstance(target, th.Tensor) else values
 
-    for name in ("observations", "next_observations"):
-        map_observations(put, getattr(buffer, name), getattr(dataset, name))
-    put(buffer.actions, scale_actions(dataset.actions, buffer.action_space))
-    put(buffer.rewards, dataset.rewards)
-    put(buffer.dones, ends)
-    # SB3 bootstraps where `timeouts` is set; a state that is terminal as well must not be
-    put(buffer.timeouts, ends & ~dataset.terminations[:used])
-    buffer.pos, buffer.full = n_rows % buffer.buffer_size, n_rows == buffer.buffer_size
+    for name, values in columns:
+        map_observations(put, getattr(buffer, name), values)
+    buffer.full = first + n_rows == buffer.buffer_size
+    buffer.pos = (first + n_rows) % buffer.buffer_size
+
+
+def _add_rows(buffer: ReplayBuffer, columns: Mapping[str, Any], infos: Mapping[str, np.ndarray]) -> None:
+    for i in range(len(columns["dones"])):
+        row = {name: map_observations(lambda values, i=i: values[i].copy(), column) for name, column in columns.items()}
+        buffer.add(
+            row["observations"],
+            row["next_observations"],
+            row["actions"],
+            row["rewards"],
+            row["dones"],
+            [
+                {**{key: values[i, env] for key, values in infos.items()}, "TimeLimit.truncated": bool(timeout)}
+                for env, timeout in enumerate(row["timeouts"])
+            ],
+        )

@@ -22,8 +22,8 @@ class EDAC(EntropyRegularizedAlgorithm):
         L_Q = \tfrac{1}{2} \sum_k \mathrm{mean}\, (Q_k(s, a) - y)^2 + \tfrac{\eta}{2} \frac{1}{N - 1}
             \mathrm{mean} \sum_{i \ne j} \cos(\nabla_a Q_i(s, a), \nabla_a Q_j(s, a))
 
-    With ``eta=0`` it is SAC-N. Both terms have half the weight that they have in the authors' code, so that their values
-    of :math:`\eta` apply.
+    With ``eta=0`` it is SAC-N. Both terms have half the weight that they have in the authors' code, so that their
+    values of :math:`\eta` apply.
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.

@@ -11,6 +11,7 @@ from sb3_ext.common.losses import expectile_loss, exponential_weights
 from sb3_ext.common.offline_policies import ValueCnnPolicy, ValueMultiInputPolicy, ValueNetwork, ValuePolicy
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
+from sb3_ext.datasets.load import DatasetLike
 
 
 class IQL(WeightedCloningAlgorithm):
@@ -24,6 +25,8 @@ class IQL(WeightedCloningAlgorithm):
         L_\pi &= -\mathrm{mean}\, \min(e^{\beta A}, w_{max}) \log\pi(a|s)
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
+    :param env: Environment for online training, or None.
+    :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
     :param expectile: Which expectile of the data's values V is, in (0, 1): 0.5 their mean, towards 1 the best.
     :param weight_temp: Inverse temperature :math:`\beta` of the weights, at least 0; 0 clones everything.
     :param max_weight: The greatest weight.
@@ -44,7 +47,8 @@ class IQL(WeightedCloningAlgorithm):
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str | None,
-        *args: Any,
+        dataset: DatasetLike | None = None,
+        *,
         expectile: float = 0.7,
         weight_temp: float = 3.0,
         max_weight: float = 100.0,
@@ -57,7 +61,7 @@ class IQL(WeightedCloningAlgorithm):
         self.max_weight = max_weight
         self.deterministic_actor = deterministic_actor
         self.actor_learning_rate = actor_learning_rate
-        super().__init__(policy, env, *args, **kwargs)
+        super().__init__(policy, env, dataset, **kwargs)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

@@ -1,10 +1,8 @@
 """Policies for ReBRAC: a deterministic actor with a target, and critics with layer normalisation."""
 
-import copy
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from sb3_ext.common.offline_policies import CnnMixin, MultiInputMixin, OfflinePolicy

@@ -44,8 +44,13 @@ def _train(argv: list[str]) -> None:
     register()
     import rl_zoo3.train
 
+    from sb3_ext.datasets import DatasetError
+
     sys.argv = ["sb3-ext train", *argv]
-    rl_zoo3.train.train()
+    try:
+        rl_zoo3.train.train()
+    except DatasetError as error:
+        sys.exit(f"sb3-ext train: error: {error}")
 
 
 def _enjoy(argv: list[str]) -> None:

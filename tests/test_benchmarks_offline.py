@@ -1,0 +1,164 @@
+"""Scripts of benchmarks/offline: which runs are to do, what a table says of made-up CSVs, what d3rlpy would get."""
+
+import csv
+import importlib
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch as th
+
+from sb3_ext.datasets import Dataset
+
+FOLDER = Path(__file__).parents[1] / "benchmarks/offline"
+COLUMNS = ["step", "score", "success_rate", "return_mean", "episode_length", "episodes", "training_seconds"]
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script as if it were run; its name, which may be anyone's, is free again afterwards."""
+    monkeypatch.syspath_prepend(FOLDER)
+    before = set(sys.modules)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(FOLDER.parent):
+            del sys.modules[name]
+
+
+def write_run(path, scores, steps=None, seconds=10.0, is_success=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for i, score in enumerate(scores):
+            rest = {"success_rate": score / 100 if is_success else 0.0, "return_mean": 0, "episode_length": 1}
+            step = (i + 1) * 10 if steps is None else steps[i]
+            writer.writerow({"step": step, "score": score, "episodes": 1, "training_seconds": seconds, **rest})
+
+
+def cells(text, start):
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {start} |")]
+    return [cell.strip() for cell in line.split("|")[2:-1]]
+
+
+def test_table_of_last_and_best_evaluations(script, tmp_path):
+    report = script("report")
+    write_run(tmp_path / "maze/IQL/seed0.csv", [10, 90, 80], seconds=100)
+    write_run(tmp_path / "maze/IQL/seed1.csv", [70, 60, 60], seconds=200)
+    write_run(tmp_path / "maze/IQL/seed2.csv", [70])  # under way
+    write_run(tmp_path / "hop/BC/seed0.csv", [20.5, 30.25], is_success=False)
+    text = report.write(tmp_path, {})
+    # 80 and 60: a sample standard deviation of 14.14; 90 and 70 likewise
+    assert cells(text, "IQL") == ["2", "30", "70.0 ± 14.1", "80.0 ± 14.1", "150"]
+    assert cells(text, "BC") == ["1", "20", "30.2", "30.2", "10"]
+    assert "Success, % of episodes" in text and "Normalised score" in text
+    assert (tmp_path / "table.md").read_text() == text
+    assert (tmp_path / "success.png").exists() and not (tmp_path / "online.png").exists()
+
+
+def test_table_of_dips_online(script, tmp_path):
+    report = script("report")
+    write_run(tmp_path / "maze-online/IQL/seed0.csv", [50, 90, 60, 95])  # falls by 30 from the second
+    write_run(tmp_path / "maze-online/IQL/seed1.csv", [50, 80, 90, 85])  # does not fall
+    write_run(tmp_path / "maze-online/AWAC/seed0.csv", [50, 80])  # has not begun to collect
+    text = report.write(tmp_path, {"maze-online": 20})
+    assert cells(text, "IQL") == ["2", "20", "85.0 ± 7.1", "15.0 ± 21.2", "30.0", "90.0 ± 7.1", "92.5 ± 3.5", "10"]
+    assert "| AWAC |" not in text
+    assert (tmp_path / "online.png").exists() and not (tmp_path / "success.png").exists()
+
+
+def test_half_a_line_is_no_row(script, tmp_path):
+    report, suite = script("report"), script("suite")
+    path = tmp_path / "seed0.csv"
+    write_run(path, [10, 20])
+    with path.open("a") as file:
+        file.write("30,4")
+    (run,) = report.read(tmp_path)
+    assert run.steps.tolist() == [10, 20] and run.scores.tolist() == [10, 20]
+    assert not suite.is_complete(path, 30)
+    write_run(path, [10, 20])
+    assert suite.is_complete(path, 20)
+
+
+def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
+    suite = script("suite")
+    every = suite.to_do([0, 1, 2], [], tmp_path)
+    # Six of ours and two of d3rlpy's on three datasets, four online, three seeds
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 4)
+    name = "antmaze-umaze/IQL"
+    total = suite.plans()[name].total
+    write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])
+    write_run(tmp_path / name / "seed1.csv", [10, 20], steps=[1, total - 1])
+    assert suite.to_do([0, 1], [name], tmp_path) == [(name, 1)]
+    online = suite.to_do([0], ["-online"], tmp_path)
+    assert {name for name, _ in online} == {f"antmaze-umaze-online/{a}" for a in ("AWAC", "IQL", "ReBRAC", "Cal-QL")}
+    assert "--online" in suite.plans()[online[0][0]].arguments
+
+
+def episodes():
+    """Two episodes of two steps, the first ends in a terminal state, the second is cut off."""
+    observations = np.arange(8, dtype=np.float32).reshape(4, 2)
+    following = np.concatenate([observations[1:2], [[90, 91]], observations[3:], [[92, 93]]]).astype(np.float32)
+    return Dataset.from_arrays(
+        {
+            "observations": observations,
+            "next_observations": following,
+            "actions": np.linspace(-1, 1, 4, dtype=np.float32).reshape(4, 1),
+            "rewards": np.arange(4, dtype=np.float32),
+            "terminations": np.array([False, True, False, False]),
+            "truncations": np.array([False, False, False, True]),
+        }
+    )
+
+
+def test_d3rlpy_gets_a_row_after_what_was_cut_off(script):
+    columns = script("peer_d3rlpy").columns(episodes())
+    assert columns["observations"].tolist() == [[0, 1], [2, 3], [4, 5], [6, 7], [92, 93]]
+    assert columns["terminals"].tolist() == [0, 1, 0, 0, 0]
+    assert columns["timeouts"].tolist() == [0, 0, 0, 0, 1]
+    assert columns["rewards"].tolist() == [0, 1, 2, 3, 0]
+    assert len(columns["actions"]) == 5
+
+
+def test_plain_critic_loss_is_ours(script):
+    """The speed benchmark compares the same work: both compute the critics' loss of one batch."""
+    plain, losses = script("plain"), importlib.import_module("sb3_ext.common.losses")
+    data = script("speed_workers").random_data()
+    del data["truncations"]
+    data["next_actions"] = np.roll(data["actions"], -1, axis=0)
+    for algorithm in plain.PLAIN.values():
+        model = algorithm(data, hidden=8, batch_size=32)
+        batch, next_values = model.sample(), th.randn(32, 1)
+        q_values = th.stack([q(batch["observations"], batch["actions"]) for q in model.critics])
+        y = losses.td_target(batch["rewards"], batch["terminations"], plain.GAMMA, next_values)
+        model.update_critics(batch, next_values)
+        assert model.losses["critic_loss"] == pytest.approx(losses.ensemble_mse(q_values, y).item(), rel=1e-5)
+        model.step(), model.step()
+        assert all(np.isfinite(loss) for loss in model.losses.values()) and "actor_loss" in model.losses
+
+
+def test_speed_table(script, tmp_path):
+    speed = script("speed")
+    rows = [
+        {"compiled": 2.0, speed.PLAIN: 4.0, speed.UPDATE: 10.0},
+        {"compiled": 4.0, speed.PLAIN: 4.0, speed.UPDATE: 8.0},
+    ]
+    speed.write_csv(tmp_path / "IQL.csv", rows)
+    text = speed.table(tmp_path)
+    assert "| IQL | compiled | 3.00 | 333 | 1.00 / **1.50** / 2.00 | 2.00 / **3.50** / 5.00 |" in text
+    assert f"| IQL | {speed.PLAIN} | 4.00 | 250 |  | 2.00 / **2.25** / 2.50 |" in text
+
+
+def test_worker_answers_turn_by_turn(script, monkeypatch):
+    workers, answers = script("speed_workers"), io.StringIO()
+    monkeypatch.setattr(sys, "stdin", io.StringIO("2\n3\n"))
+    turns = workers.Turns(answers)
+    for _ in range(workers.WARM_UP_STEPS + 2 + 2):
+        turns()
+    ready, seconds = answers.getvalue().split()
+    assert ready == "ready" and float(seconds) >= 0
+    with pytest.raises(SystemExit):  # after the third step of the last turn nobody asks for more
+        turns()
+    assert len(answers.getvalue().split()) == 3
