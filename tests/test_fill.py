@@ -154,6 +154,8 @@ def test_n_step_returns_cross_no_episode():
     fill(model, counted_dataset(plan))
     buffer = model.replay_buffer
     assert buffer.pos == 7
+    # Nothing leads from where the parts stop into what the model collects next
+    assert buffer.dones[6].tolist() == buffer.timeouts[6].tolist() == [1, 1]
     np.random.seed(0)
     batch = buffer.sample(300)
     start, next_start = batch.observations[:, 0].numpy(), batch.next_observations[:, 0].numpy()
