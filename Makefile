@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SBX := .venv-sbx
+D3RLPY := .venv-d3rlpy
 
 .PHONY: install demo test test-slow check format bench clean help
 
@@ -48,5 +49,14 @@ $(SBX)/.installed:
 	$(SBX)/bin/pip install --quiet sbx-rl==0.28.0 jax==0.10.2
 	touch $@
 
+# d3rlpy beside this package, for benchmarks/offline. It pins gymnasium 1.0.0 but works with ours, which pip then puts
+# in its place with an "ERROR" about the broken pin
+$(D3RLPY)/.installed: constraints.txt
+	$(PYTHON) -m venv $(D3RLPY)
+	$(D3RLPY)/bin/pip install --quiet $$(grep '^torch==' constraints.txt)
+	$(D3RLPY)/bin/pip install --quiet d3rlpy==2.8.1
+	$(D3RLPY)/bin/pip install --quiet --constraint constraints.txt --editable . pygame
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(SBX) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(SBX) $(D3RLPY) build dist *.egg-info demo .pytest_cache .mypy_cache .ruff_cache

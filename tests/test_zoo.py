@@ -275,9 +275,10 @@ def test_offline_training_goes_on_and_then_collects(run_train, tmp_path):
 # The environment of the data
 
 
-def read_hyperparameters(folder, data, env_id=POINTMAZE, **arguments):
+def read_hyperparameters(folder, data, env_id=POINTMAZE, dataset_kwargs=None, **arguments):
     args = argparse.Namespace(env_kwargs=arguments.get("env_kwargs"))
-    manager = ExperimentManager(args, "iql", env_id, str(folder), hyperparams={"dataset": data}, **arguments)
+    hyperparams = {"dataset": data, "dataset_kwargs": dataset_kwargs or {}}
+    manager = ExperimentManager(args, "iql", env_id, str(folder), hyperparams=hyperparams, **arguments)
     _, saved = manager.read_hyperparameters()
     assert saved["env_kwargs"] == manager.env_kwargs
     return manager
@@ -300,6 +301,12 @@ def test_other_environment_is_warned_about(pointmaze_data, tmp_path):
     with pytest.warns(UserWarning, match="PointMazeFlat/Medium-v3 may not be .* recorded in PointMazeFlat/UMaze-v3"):
         manager = read_hyperparameters(tmp_path, pointmaze_data, "PointMazeFlat/Medium-v3")
     assert manager.env_kwargs == {}
+
+
+def test_data_with_other_observations_are_warned_about(pointmaze_data, tmp_path):
+    with pytest.warns(UserWarning, match="went through standardize_observations, which the environment does not"):
+        dataset_kwargs = {"transforms": ["standardize_observations"], "reward_shift": -1}
+        read_hyperparameters(tmp_path, pointmaze_data, dataset_kwargs=dataset_kwargs)
 
 
 @for_each_offline_algorithm

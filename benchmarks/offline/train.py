@@ -127,8 +127,6 @@ def make_model(algo: str, data: str, env: gym.Env | None, seed: int, changes: di
     """The model with the configuration's hyper-parameters and changes to them; ``None`` takes one out."""
     params = {**hyperparameters(algo, load(data)), **changes}
     params = {name: value for name, value in params.items() if value is not None}
-    if isinstance(params.get("policy_kwargs"), str):
-        params["policy_kwargs"] = eval(params["policy_kwargs"])
     return getattr(sb3_ext, ALGORITHMS[algo])(env=env, dataset=data, seed=seed, device="cpu", **params)
 
 
@@ -144,22 +142,24 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters, values in YAML")
     parser.add_argument("--output", type=Path, required=True, help="folder of the CSV")
+    parser.add_argument("--save", action="store_true", help="save the model beside it")
     args = parser.parse_args()
 
     th.set_num_threads(args.threads)
     changes = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in args.set)}
     dataset = load(args.data)
+    env = None
     if args.online > 0:
         changes["n_offline_steps"] = args.steps
-    if args.online > 0:
-        shaped = load(args.data, **changes.get("dataset_kwargs", hyperparameters(args.algo, dataset)["dataset_kwargs"]))
+        kwargs = {**hyperparameters(args.algo, dataset), **changes}.get("dataset_kwargs", {})
+        shaped = load(args.data, **kwargs)
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
-    else:
-        env = None
     model = make_model(args.algo, args.data, env, args.seed, changes)
     curve = Curve(args.output / f"seed{args.seed}.csv", Evaluation(dataset, args.episodes))
     total = args.steps + args.online
     model.learn(total, callback=CurveCallback(curve, args.eval_freq, {args.steps, total}))
+    if args.save:
+        model.save(args.output / f"seed{args.seed}")
 
 
 if __name__ == "__main__":

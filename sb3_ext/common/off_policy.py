@@ -200,6 +200,7 @@ class Metrics:
     def __init__(self) -> None:
         self._names: list[str] = []
         self._scalars: list[th.Tensor] = []
+        self._rows: list[th.Tensor] = []
         self._values: th.Tensor | None = None
 
     def add(self, metrics: Mapping[str, th.Tensor]) -> None:
@@ -207,10 +208,19 @@ class Metrics:
         self._names += metrics.keys()
         self._scalars += metrics.values()
 
+    def extend(self, sealed: "Metrics") -> None:
+        """Take over the values of another, which a captured loop writes anew each time."""
+        if sealed._values is not None:
+            self._names += sealed._names
+            self._rows.append(sealed._values.clone())
+
     def seal(self) -> "Metrics":
         """After the last ``add``: put the values side by side. A captured loop of updates ends with this."""
-        self._values = th.stack(self._scalars) if self._scalars else None
+        if self._scalars:
+            self._rows.append(th.stack(self._scalars))
+        self._values = th.cat(self._rows) if self._rows else None
         self._scalars.clear()
+        self._rows.clear()
         return self
 
     def means(self) -> dict[str, float]:

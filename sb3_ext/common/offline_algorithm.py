@@ -2,7 +2,7 @@
 
 import inspect
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from sb3_ext.common.actions import action_size, encode_actions
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
-from sb3_ext.common.off_policy import Metrics, unstack
+from sb3_ext.common.off_policy import Metrics, map_samples, unstack
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.errors import DatasetError
@@ -292,10 +292,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             noise = self._noise(chunk, self.batch_size)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._update_learning_rates()
-            for i, batch in enumerate(unstack(batches)):
-                with self.engine.session():
-                    metrics.add(self.engine.run(self._update_function(), batch, None if noise is None else noise[i]))
-                self._n_updates += 1
+            for i in range(chunk):
+                batch = map_samples(lambda x, i=i: x[i : i + 1], batches)
+                metrics.extend(self._run_updates(batch, None if noise is None else noise[i : i + 1]))
                 self._n_offline_done += 1
                 self.num_timesteps += 1
                 if self._n_updates % (LOG_STEPS * log_interval) == 0:
@@ -351,13 +350,24 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             chunk = min(gradient_steps, CHUNK)
             batches = self._sample_mixed_batches(chunk, batch_size, share)
             noise = self._noise(chunk, batch_size)
-            with self.engine.session():
-                for i, batch in enumerate(unstack(batches)):
-                    metrics.add(self.engine.run(self._update_function(), batch, None if noise is None else noise[i]))
-                    self._n_updates += 1
+            metrics.extend(self._run_updates(batches, noise))
             gradient_steps -= chunk
         self._log_metrics(metrics.seal())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
+        """One update for each of the batches of shape ``(n_batches, batch_size, ...)``; one launch on a GPU."""
+        first = self._n_updates + 1
+        self._n_updates += len(batches.rewards)
+        names = tuple(self._update_name(n) for n in range(first, self._n_updates + 1))
+        with self.engine.session():
+            return self.engine.loop(self._update_loop, names, batches, noise)
+
+    def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
+        metrics = Metrics()
+        for i, (name, batch) in enumerate(zip(names, unstack(batches), strict=True)):
+            metrics.add(self.engine.run(getattr(self, name), batch, None if noise is None else noise[i]))
+        return metrics.seal()
 
     def _noise(self, n_updates: int, batch_size: int) -> th.Tensor | None:
         """Shape ``(n_updates, n_noise, batch_size, action_size)``."""
@@ -373,9 +383,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _update_learning_rates(self) -> None:
         self._update_learning_rate(self._optimizers())
 
-    def _update_function(self) -> Callable[..., dict[str, th.Tensor]]:
-        """What the next update is, where not all are alike."""
-        return self._update
+    def _update_name(self, n: int) -> str:
+        """The method that the n-th update is, where not all are alike."""
+        return "_update"
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> dict[str, th.Tensor]:
         """One update of everything; returns metrics."""

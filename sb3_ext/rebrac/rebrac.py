@@ -1,6 +1,6 @@
 """ReBRAC: TD3 with behaviour cloning in the actor and in the critic."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch as th
@@ -85,8 +85,8 @@ class ReBRAC(OfflineActorCritic):
         if self.policy_delay < 1:
             raise ValueError(f"policy_delay={self.policy_delay} must be at least 1.")
 
-    def _update_function(self) -> Callable[..., Scalars]:
-        return self._update_critic if (self._n_updates + 1) % self.policy_delay else self._update
+    def _update_name(self, n: int) -> str:
+        return "_update_critic" if n % self.policy_delay else "_update"
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
         metrics = self._update_critic(batch, noise)

@@ -52,6 +52,9 @@ ALGORITHMS: dict[str, ZooEntry] = {
 class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
     """RL Zoo's, with our configuration files by default, and for offline algorithms with the data's environment."""
 
+    env_kwargs: dict[str, Any]
+    eval_env_kwargs: dict[str, Any]
+
     def __init__(self, args: Any, algo: str, *positional: Any, config: str | None = None, **kwargs: Any):
         if config is None and algo in ALGORITHMS:
             config = str(config_path(algo))
@@ -94,7 +97,14 @@ class ExperimentManager(rl_zoo3.exp_manager.ExperimentManager):
             recorded = {key: value for key, value in spec.kwargs.items() if registered.kwargs.get(key) != value}
             if spec.max_episode_steps != registered.max_episode_steps:
                 recorded["max_episode_steps"] = spec.max_episode_steps
-            make_eval_env(dataset, **given).close()
+            env = make_eval_env(dataset, **given)
+            wrappers: list[str] = env.unwrapped.dataset_transforms  # type: ignore[attr-defined]
+            env.close()
+            if wrappers and "env_wrapper" not in hyperparams:
+                raise DatasetError(
+                    f"{dataset.source} went through {', '.join(wrappers)}, which the environment does not: set "
+                    "env_wrapper, or standardize_observations=True of the algorithm in place of the transform."
+                )
         except DatasetError as error:
             warnings.warn(f"{registered.id} may not be the environment of the data: {error}", stacklevel=2)
         return {**recorded, **given}

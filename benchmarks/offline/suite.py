@@ -1,0 +1,169 @@
+"""
+All learning curves of ``docs/results/offline``: algorithms on datasets, three seeds each, two runs at a time with one
+thread each. A curve that has its whole CSV is not run again.
+
+    make .venv-d3rlpy/.installed
+    python benchmarks/offline/suite.py --data ../shared/data
+    python benchmarks/offline/suite.py --data ../shared/data --only antmaze-umaze/IQL online --seeds 0
+    python benchmarks/offline/suite.py --data ../shared/data --list
+"""
+
+import argparse
+import csv
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RESULTS = ROOT / "docs/results/offline"
+
+# Dataset: gradient steps, steps between evaluations
+LENGTHS = {
+    "antmaze-umaze": (30_000, 10_000),
+    "antmaze-medium-diverse": (30_000, 10_000),
+    "hopper-mixed": (30_000, 10_000),
+}
+# The same, and environment steps that follow
+ONLINE_LENGTHS = {"antmaze-umaze": (30_000, 10_000, 100_000)}
+ONLINE = "-online"
+
+ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal-QL": "calql"}
+ONLINE_ALGORITHMS = ("AWAC", "IQL", "ReBRAC", "Cal-QL")
+PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
+# Cloning of the best episodes alone. In the mazes that is the share of them that reach the goal: 233 of 406 and 538 of
+# 1,277, each with a return of 1
+BEST_EPISODES = {
+    "antmaze-umaze": ("BC, successful runs", 57.4),
+    "antmaze-medium-diverse": ("BC, successful runs", 42.13),
+    "hopper-mixed": ("BC, best 10 %", 10.0),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """
+    One curve.
+
+    :param dataset: name of its file, without the ending
+    :param script: that makes it
+    :param arguments: of the script, without data, seed and output
+    :param total: steps of the last row of its CSV
+    """
+
+    dataset: str
+    script: str
+    arguments: tuple[str, ...]
+    total: int
+
+
+def plan(dataset: str, algo: str, *arguments: str, script: str = "train.py", is_online: bool = False) -> Plan:
+    steps, eval_freq, online = ONLINE_LENGTHS[dataset] if is_online else (*LENGTHS[dataset], 0)
+    lengths = ["--steps", str(steps), "--eval-freq", str(eval_freq)]
+    if online > 0:
+        lengths += ["--online", str(online)]
+    return Plan(dataset, script, ("--algo", algo, *lengths, *arguments), steps + online)
+
+
+def plans() -> dict[str, Plan]:
+    """All curves by name, ``dataset/algorithm``, in the order of the tables."""
+    found = {}
+    for dataset, (best, percent) in BEST_EPISODES.items():
+        for name, algo in ALGORITHMS.items():
+            found[f"{dataset}/{name}"] = plan(dataset, algo)
+            if name == "BC":
+                found[f"{dataset}/{best}"] = plan(dataset, algo, "--set", f"top_percent={percent}")
+        for name, algo in PEERS.items():
+            found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
+    for dataset in ONLINE_LENGTHS:
+        for name in ONLINE_ALGORITHMS:
+            found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], is_online=True)
+    return found
+
+
+def last_row(path: Path) -> dict[str, str]:
+    """Of a CSV; empty where there is none, and where it is half written."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return rows[-1] if rows and None not in rows[-1].values() else {}
+
+
+def is_complete(path: Path, total: int) -> bool:
+    """Whether a CSV has its last row."""
+    return last_row(path).get("step") == str(total)
+
+
+def to_do(seeds: Iterable[int], only: Iterable[str], results: Path = RESULTS) -> list[tuple[str, int]]:
+    """Names and seeds of runs without a whole CSV; the first seed of every curve comes first."""
+    chosen = {name: p for name, p in plans().items() if not only or any(part in name for part in only)}
+    return [
+        (name, seed)
+        for seed in seeds
+        for name, p in chosen.items()
+        if not is_complete(results / name / f"seed{seed}.csv", p.total)
+    ]
+
+
+def command(name: str, seed: int, args: argparse.Namespace) -> list[str]:
+    chosen = plans()[name]
+    python = args.d3rlpy_python if name_is_peer(name) else sys.executable
+    data = args.data / f"{chosen.dataset}.hdf5"
+    output = args.output / name
+    script = str(HERE / chosen.script)
+    arguments = [*chosen.arguments, "--data", str(data), "--seed", str(seed), "--output", str(output)]
+    return [python, "-W", "ignore", script, *arguments]
+
+
+def name_is_peer(name: str) -> bool:
+    return name.rsplit("/", 1)[1] in PEERS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the datasets' files")
+    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="curves with one of these in their names")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--d3rlpy-python", default=str(ROOT / ".venv-d3rlpy/bin/python"))
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
+    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    args = parser.parse_args()
+
+    runs = to_do(args.seeds, args.only, args.output)
+    if not Path(args.d3rlpy_python).exists() and any(name_is_peer(name) for name, _ in runs):
+        print(f"There is no {args.d3rlpy_python}: curves of d3rlpy are left out. `make .venv-d3rlpy/.installed`")
+        runs = [(name, seed) for name, seed in runs if not name_is_peer(name)]
+    if args.list:
+        for name, seed in runs:
+            print(shlex.join(command(name, seed, args)))
+        return
+
+    def run(job: tuple[str, int]) -> bool:
+        name, seed = job
+        start = time.perf_counter()
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command(name, seed, args), env=environment, capture_output=True, text=True)
+        # One that fails does not stop the others
+        if done.returncode == 0:
+            state = f"done, score {last_row(args.output / name / f'seed{seed}.csv').get('score')}"
+        else:
+            state = f"FAILED: {''.join(done.stderr.strip().splitlines()[-1:])}"
+        print(f"{name} seed {seed}, {time.perf_counter() - start:.0f} s: {state}", flush=True)
+        return done.returncode == 0
+
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = list(pool.map(run, runs))
+    if not all(results):
+        sys.exit(f"{results.count(False)} of {len(results)} runs failed.")
+
+
+if __name__ == "__main__":
+    main()
