@@ -88,6 +88,8 @@ class TensorReplayBuffer(ReplayBuffer):
     """
 
     _device: th.device
+    # Shape (buffer_size, n_envs), where the buffer has them
+    returns: np.ndarray
 
     def __init__(
         self,

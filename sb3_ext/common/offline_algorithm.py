@@ -221,7 +221,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     ) -> SelfOfflineAlgorithm:
         """
         :param total_timesteps: gradient steps on the dataset and collected transitions together
-        :param callback: called after each of either
+        :param callback: called after each of either; with several environments after as many, as in SB3
         :param log_interval: a line of the log each ``250 * log_interval`` gradient steps, and each ``log_interval``
             episodes
         :raises DatasetError: the dataset of a loaded model is not there
@@ -301,9 +301,11 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                     self._log_metrics(metrics.seal())
                     metrics = Metrics()
                     self._dump_offline()
-                callback.update_locals(locals())
-                if not callback.on_step():
-                    return False
+                # As online, where one call stands for a step of each environment: frequencies of callbacks rely on it
+                if self._n_offline_done % self.n_envs == 0:
+                    callback.update_locals(locals())
+                    if not callback.on_step():
+                        return False
             n_steps -= chunk
         self._log_metrics(metrics.seal())
         return True

@@ -44,7 +44,7 @@ class CategoricalActor(BasePolicy):
     def __init__(
         self,
         observation_space: spaces.Space,
-        action_space: spaces.Discrete,
+        action_space: spaces.Space,
         net_arch: list[int],
         features_extractor: BaseFeaturesExtractor,
         features_dim: int,
