@@ -1,6 +1,5 @@
 """A dataset beside the replay buffer of an off-policy algorithm."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,13 +7,12 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.preprocessing import is_image_space
-from stable_baselines3.common.vec_env import VecTransposeImage, unwrap_vec_wrapper
 
 from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
 from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
 from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
-from sb3_ext.datasets.checks import check_spaces
 from sb3_ext.datasets.dataset import Dataset, map_observations
+from sb3_ext.datasets.vec_env import as_model_sees, init_statistics
 
 
 class DatasetMixin(OffPolicyMixin):
@@ -53,8 +51,7 @@ class DatasetMixin(OffPolicyMixin):
 
         :raises DatasetError: it is of another environment.
         """
-        dataset = self._transpose_images(dataset)
-        check_spaces(dataset, self.observation_space, self.action_space)
+        dataset = as_model_sees(dataset, self.env, self.observation_space, self.action_space)
         self.dataset_buffer = self._make_dataset_buffer(dataset)
         self.dataset_metadata = dataset.metadata.to_dict()
         if self.standardize_observations and not self._has_statistics:
@@ -62,14 +59,6 @@ class DatasetMixin(OffPolicyMixin):
             assert isinstance(observations, np.ndarray)
             set_statistics(self.policy, observations)
             self._has_statistics = True
-
-    def _transpose_images(self, dataset: Dataset) -> Dataset:
-        """Datasets hold images as the environment gives them; SB3 may have put their channels first."""
-        wrapper = None if self.env is None else unwrap_vec_wrapper(self.env, VecTransposeImage)
-        if wrapper is None:
-            return dataset
-        check_spaces(dataset, wrapper.venv.observation_space, self.action_space)
-        return replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
 
     def _make_dataset_buffer(self, dataset: Dataset) -> DatasetBuffer:
         kwargs: dict[str, Any] = {}
@@ -88,18 +77,10 @@ class DatasetMixin(OffPolicyMixin):
 
     def _initialise_normalization(self) -> None:
         """A young ``VecNormalize`` takes up the dataset's statistics, so that the first updates see their scale."""
-        vec_normalize = self._vec_normalize_env
-        if vec_normalize is None or not vec_normalize.norm_obs or not vec_normalize.training:
-            return
-        assert self.dataset_buffer is not None
-        observations = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
-        if isinstance(vec_normalize.obs_rms, dict):
-            pairs = [(rms, observations[key]) for key, rms in vec_normalize.obs_rms.items()]
-        else:
-            pairs = [(vec_normalize.obs_rms, observations)]
-        for rms, values in pairs:
-            if rms.count < len(values):
-                rms.update(values)
+        if self._vec_normalize_env is not None:
+            assert self.dataset_buffer is not None
+            frames = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
+            init_statistics(self._vec_normalize_env, frames)
 
     def _sample_mixed_batches(self, n_batches: int, batch_size: int, share: float) -> Samples:
         """

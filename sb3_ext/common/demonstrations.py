@@ -7,9 +7,9 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_ext.common.dataset_mixin import DatasetMixin
-from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load_demonstrations
+from sb3_ext.datasets.vec_env import check_transforms
 
 
 class DemonstrationsMixin(DatasetMixin):
@@ -56,21 +56,9 @@ class DemonstrationsMixin(DatasetMixin):
                 f"demo_ratio={self.demo_ratio} of batch_size={self.batch_size} rows is less than one row: raise either."
             )
         dataset = load_demonstrations(self.demos, self._env_spec(), self.seed)
-        self._check_transforms(dataset)
-        self._attach(dataset)
-
-    def _check_transforms(self, dataset: Dataset) -> None:
-        """Both halves of a batch need the same rewards and observations."""
         assert self.env is not None
-        needed = [transform.name for transform in dataset.metadata.transforms if transform.changes_env]
-        has = self.env.get_attr("dataset_transforms")[0] if self.env.has_attr("dataset_transforms") else []
-        missing = [name for name in needed if name not in has]
-        if missing:
-            raise DatasetError(
-                f"{dataset.source} went through {missing}, the environment did not: use the raw data "
-                "(standardize_observations=True standardises both), or train in "
-                "sb3_ext.datasets.make_training_env(dataset)."
-            )
+        check_transforms(dataset, self.env)
+        self._attach(dataset)
 
     def _env_spec(self) -> EnvSpec | None:
         """How to make the training environment once more; None if it was not made by ``gym.make``."""

@@ -1,21 +1,16 @@
 """Recorded transitions for the replay buffer of one of SB3's off-policy algorithms."""
 
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_wrapper
 from stable_baselines3.her import HerReplayBuffer
 
-from sb3_ext.datasets.checks import check_spaces
-from sb3_ext.datasets.dataset import Dataset, leaves
 from sb3_ext.datasets.environments import with_flat_maze
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
 from sb3_ext.datasets.replay_buffer import fill_buffer
+from sb3_ext.datasets.vec_env import as_model_sees, check_env_id, check_transforms, discounted_sums, init_statistics
 
 
 def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool = True, **kwargs: Any) -> None:
@@ -53,10 +48,9 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
             f"{name}.load(path, env=env), or pass the data as dataset= where the algorithm takes that."
         )
     data = with_flat_maze(load(dataset, **kwargs))
-    _check_env_id(data, model.env)
-    _check_transforms(data, model.env)
-    data = _as_model_sees(data, model)
-    check_spaces(data, model.observation_space, model.action_space)
+    check_env_id(data, model.env)
+    check_transforms(data, model.env)
+    data = as_model_sees(data, model.env, model.observation_space, model.action_space)
     if isinstance(buffer, HerReplayBuffer) and buffer.copy_info_dict and not data.infos:
         raise DatasetError(
             f"{data.source} holds no infos, but this HerReplayBuffer passes infos on to compute_reward: "
@@ -65,63 +59,4 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
     fill_buffer(data, buffer)
     normalize = model.get_vec_normalize_env()
     if init_normalization and normalize is not None:
-        _init_normalization(data, normalize)
-
-
-def _check_env_id(dataset: Dataset, env: VecEnv) -> None:
-    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
-    if spec is not None and dataset.env_id not in (None, spec.id):
-        raise DatasetError(
-            f"{dataset.source} was recorded in {dataset.env_id}, but the model's environment is {spec.id}. If that is "
-            "meant, say so: fill(model, load(...).with_metadata(env_id=None))."
-        )
-
-
-def _check_transforms(dataset: Dataset, env: VecEnv) -> None:
-    """What the model collects must be of the same kind as the data."""
-    needed = [transform.name for transform in dataset.metadata.transforms if transform.changes_env]
-    has = env.get_attr("dataset_transforms")[0] if env.has_attr("dataset_transforms") else []
-    missing = [name for name in needed if name not in has]
-    if missing:
-        raise DatasetError(
-            f"{dataset.source} went through {missing}, the environment did not: use the raw data, or train in "
-            "sb3_ext.datasets.make_training_env(dataset). If the environment does the same by itself: "
-            "fill(model, load(...).with_metadata(transforms=()))."
-        )
-
-
-def _as_model_sees(dataset: Dataset, model: OffPolicyAlgorithm) -> Dataset:
-    """Datasets hold images as the environment gives them; SB3 may have put their channels first."""
-    assert model.env is not None
-    wrapper = unwrap_vec_wrapper(model.env, VecTransposeImage)
-    if wrapper is None or dataset.metadata.observation_space == model.observation_space:  # of another model's buffer
-        return dataset
-    check_spaces(dataset, wrapper.venv.observation_space, model.action_space)
-    return replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
-
-
-def _init_normalization(dataset: Dataset, normalize: VecNormalize) -> None:
-    if not normalize.training:
-        return
-    pairs: list[tuple[RunningMeanStd, np.ndarray]] = []
-    if normalize.norm_obs:
-        frames, obs_rms = leaves(dataset.frames), normalize.obs_rms
-        pairs = [(rms, frames[key]) for key, rms in (obs_rms if isinstance(obs_rms, dict) else {"": obs_rms}).items()]
-    if normalize.norm_reward:
-        pairs.append((normalize.ret_rms, _discounted_sums(dataset, normalize.gamma)))
-    for rms, values in pairs:
-        if rms.count < len(values):
-            mean, var = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
-            rms.update_from_moments(mean, var, len(values))
-
-
-def _discounted_sums(dataset: Dataset, gamma: float) -> np.ndarray:
-    """What ``VecNormalize`` scales rewards by the deviation of: those so far in the episode, older ones discounted."""
-    sums = []
-    total = 0.0
-    for reward, is_end in zip(dataset.rewards.tolist(), dataset.ends.tolist(), strict=True):
-        total = gamma * total + reward
-        sums.append(total)
-        if is_end:
-            total = 0.0
-    return np.array(sums)
+        init_statistics(normalize, data.frames, discounted_sums(data, normalize.gamma))

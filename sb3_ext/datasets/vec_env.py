@@ -1,0 +1,92 @@
+"""A dataset beside the environment of a model: the same environment, transforms, images and statistics."""
+
+from dataclasses import replace
+
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_wrapper
+
+from sb3_ext.datasets.checks import check_spaces
+from sb3_ext.datasets.dataset import Dataset, Observations, leaves
+from sb3_ext.datasets.errors import DatasetError
+
+
+def check_env_id(dataset: Dataset, env: VecEnv) -> None:
+    """:raises DatasetError: the dataset names another environment"""
+    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+    if spec is not None and dataset.env_id not in (None, spec.id):
+        raise DatasetError(
+            f"{dataset.source} was recorded in {dataset.env_id}, but the model's environment is {spec.id}. If that is "
+            "meant, say so: load(...).with_metadata(env_id=None)."
+        )
+
+
+def check_transforms(dataset: Dataset, env: VecEnv) -> None:
+    """
+    What the model collects must be of the same kind as the data.
+
+    :raises DatasetError: the dataset went through transforms that the environment did not go through
+    """
+    needed = [transform.name for transform in dataset.metadata.transforms if transform.changes_env]
+    has = env.get_attr("dataset_transforms")[0] if env.has_attr("dataset_transforms") else []
+    missing = [name for name in needed if name not in has]
+    if missing:
+        raise DatasetError(
+            f"{dataset.source} went through {missing}, the environment did not: use the raw data, or train in "
+            "sb3_ext.datasets.make_training_env(dataset). If the environment does the same by itself: "
+            "load(...).with_metadata(transforms=())."
+        )
+
+
+def as_model_sees(
+    dataset: Dataset, env: VecEnv | None, observation_space: spaces.Space, action_space: spaces.Space
+) -> Dataset:
+    """
+    Datasets hold images as the environment gives them; SB3 may have put their channels first.
+
+    :param env: the model's environment
+    :param observation_space: the model's
+    :param action_space: the model's
+    :raises DatasetError: other spaces
+    """
+    wrapper = None if env is None else unwrap_vec_wrapper(env, VecTransposeImage)
+    if wrapper is not None and dataset.metadata.observation_space != observation_space:  # not of a model's buffer
+        check_spaces(dataset, wrapper.venv.observation_space, action_space)
+        dataset = replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
+    check_spaces(dataset, observation_space, action_space)
+    return dataset
+
+
+def init_statistics(normalize: VecNormalize, frames: Observations, sums: np.ndarray | None = None) -> None:
+    """
+    A young ``VecNormalize`` takes up statistics, so that the first updates see the data's scale; one that has seen more
+    rows than there are keeps its own.
+
+    :param frames: observations as the environment gives them
+    :param sums: discounted sums of rewards, see :func:`discounted_sums`
+    """
+    if not normalize.training:
+        return
+    pairs: list[tuple[RunningMeanStd, np.ndarray]] = []
+    if normalize.norm_obs:
+        columns, obs_rms = leaves(frames), normalize.obs_rms
+        pairs = [(rms, columns[key]) for key, rms in (obs_rms if isinstance(obs_rms, dict) else {"": obs_rms}).items()]
+    if normalize.norm_reward and sums is not None:
+        pairs.append((normalize.ret_rms, sums))
+    for rms, values in pairs:
+        if rms.count < len(values):
+            mean, var = values.mean(axis=0, dtype=np.float64), values.var(axis=0, dtype=np.float64)
+            rms.update_from_moments(mean, var, len(values))
+
+
+def discounted_sums(dataset: Dataset, gamma: float) -> np.ndarray:
+    """What ``VecNormalize`` scales rewards by the deviation of: those so far in the episode, older ones discounted."""
+    sums = []
+    total = 0.0
+    for reward, is_end in zip(dataset.rewards.tolist(), dataset.ends.tolist(), strict=True):
+        total = gamma * total + reward
+        sums.append(total)
+        if is_end:
+            total = 0.0
+    return np.array(sums)
