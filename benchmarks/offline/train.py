@@ -20,6 +20,7 @@ import yaml
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.noise import NormalActionNoise
 
 import rl_zoo_configs
 import sb3_ext
@@ -27,6 +28,7 @@ from sb3_ext.datasets import Dataset, load, make_eval_env, make_training_env
 
 # Far from the seeds of training, which are small numbers
 FIRST_EVAL_SEED = 1_000_000
+EXPLORATION_STD = 0.1
 ALGORITHMS = {"bc": "BC", "awac": "AWAC", "iql": "IQL", "rebrac": "ReBRAC", "calql": "CalQL", "edac": "EDAC"}
 COLUMNS = ["step", "score", "success_rate", "return_mean", "episode_length", "episodes", "training_seconds"]
 
@@ -154,6 +156,9 @@ def main() -> None:
         kwargs = {**hyperparameters(args.algo, dataset), **changes}.get("dataset_kwargs", {})
         shaped = load(args.data, **kwargs)
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
+        if args.algo == "rebrac":  # its actor is deterministic
+            n = env.action_space.shape[0]
+            changes["action_noise"] = NormalActionNoise(np.zeros(n), np.full(n, EXPLORATION_STD))
     model = make_model(args.algo, args.data, env, args.seed, changes)
     curve = Curve(args.output / f"seed{args.seed}.csv", Evaluation(dataset, args.episodes))
     total = args.steps + args.online
