@@ -117,6 +117,22 @@ def test_returns_and_next_actions_of_collected_transitions():
     th.testing.assert_close(rows.next_actions.squeeze(1)[:4], th.tensor([2.0, 2, 3, 3]))
 
 
+def test_an_episode_that_a_new_learn_breaks_off_leads_nowhere(demos, tmp_path):
+    env = make_vec_env(lambda: gym.wrappers.TimeLimit(reach_env().unwrapped, 7))
+    model = make(CalQL, demos, env, n_actions=2, n_offline_steps=0, seed=1)
+    model.learn(3)
+    assert model.replay_buffer.dones[2, 0] == 0
+    model.learn(3)
+    assert model.replay_buffer.dones[2, 0] == model.replay_buffer.timeouts[2, 0] == 1
+    model.replay_buffer.next_actions = True
+    rows = model.replay_buffer._gather(th.arange(3), None)
+    assert th.isfinite(rows.returns).all() and rows.has_next_action.squeeze(1).tolist() == [1, 1, 0]
+    model.save_replay_buffer(tmp_path / "buffer")
+    loaded = make(CalQL, demos, env, n_actions=2, n_offline_steps=0)
+    loaded.load_replay_buffer(tmp_path / "buffer")
+    th.testing.assert_close(loaded.replay_buffer._gather(th.arange(3), None).returns, rows.returns)
+
+
 def test_returns_have_the_reward_shift_of_the_dataset(demos):
     env = make_vec_env(reach_env, n_envs=2)
     model = make(CalQL, demos, env, n_actions=2, n_offline_steps=0, gamma=0.9, dataset_kwargs={"reward_shift": -1.0})

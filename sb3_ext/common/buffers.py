@@ -169,17 +169,18 @@ class TensorReplayBuffer(ReplayBuffer):
             tensor = th.as_tensor(array, device=self.device)
             return tensor.view(tensor.shape[0] * tensor.shape[1], *tensor.shape[2:])
 
+        if self.has_returns and "returns" not in self.__dict__:
+            # Minus infinity is below every value, so it asks nothing of a critic
+            self.returns = np.full((self.buffer_size, self.n_envs), -np.inf, dtype=np.float32)
         if self.device.type != "cpu":
-            for name in COLUMNS:
+            for name in self._columns:
                 moved = map_observations(lambda array: th.as_tensor(array, device=self.device), getattr(self, name))
                 setattr(self, name, moved)
-        self._rows = {name: map_observations(rows, getattr(self, name)) for name in COLUMNS}
-        if self.has_returns:
-            # Minus infinity is below every value, so it asks nothing of a critic
-            returns = self.__dict__.setdefault(
-                "returns", np.full((self.buffer_size, self.n_envs), -np.inf, dtype=np.float32)
-            )
-            self._rows["returns"] = rows(returns)
+        self._rows = {name: map_observations(rows, getattr(self, name)) for name in self._columns}
+
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (*COLUMNS, "returns") if self.has_returns else COLUMNS
 
     def take_extras(self, next_actions: bool = False, returns: bool = False) -> None:
         """Other extra columns than those the buffer was made with, such as after loading one of SB3's."""
@@ -189,7 +190,7 @@ class TensorReplayBuffer(ReplayBuffer):
     def __getstate__(self) -> dict[str, Any]:
         """Columns as NumPy arrays, so that SB3's buffers and any machine can read them."""
         state = {name: value for name, value in self.__dict__.items() if name != "_rows"}
-        return {**state, **{name: map_observations(_to_numpy, state[name]) for name in COLUMNS}}
+        return {**state, **{name: map_observations(_to_numpy, state[name]) for name in self._columns}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -238,17 +239,30 @@ class TensorReplayBuffer(ReplayBuffer):
         if self.handle_timeout_termination:
             self._write(self.timeouts, np.array([info.get("TimeLimit.truncated", False) for info in infos]))
         if self.has_returns:
-            self._follow_episodes(np.asarray(done))
+            self.returns[self.pos] = -np.inf
+            self._episode_lengths += 1
+            self._finish(np.asarray(done), self.pos)
         self.pos += 1
         if self.pos == self.buffer_size:
             self.full = True
             self.pos = 0
 
-    def _follow_episodes(self, done: np.ndarray) -> None:
-        self.returns[self.pos] = -np.inf
-        self._episode_lengths += 1
+    def end_episodes(self) -> None:
+        """Cut off the episodes that are under way: what is stored next does not follow on from them."""
+        if self.size() == 0:
+            return
+        newest = (self.pos - 1) % self.buffer_size
+        going_on = 1 - self.dones[newest]
+        self.timeouts[newest] += going_on
+        self.dones[newest] = 1
+        if self.has_returns:
+            self._finish(_to_numpy(going_on), newest)
+
+    def _finish(self, done: np.ndarray, last: int) -> None:
+        """Note down which episodes have ended; their rewards may still be changed before the next batch is drawn."""
         for i in np.flatnonzero(done):
-            self._finished.append((int(i), self.pos, int(min(self._episode_lengths[i], self.buffer_size))))
+            if self._episode_lengths[i] > 0:
+                self._finished.append((int(i), last, int(min(self._episode_lengths[i], self.buffer_size))))
             self._episode_lengths[i] = 0
 
     def _fill_returns(self) -> None:

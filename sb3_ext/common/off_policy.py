@@ -117,6 +117,8 @@ class OffPolicyMixin(_Base):
     ) -> tuple[int, BaseCallback]:
         if self._can_collect() and self.replay_buffer is None:
             self.replay_buffer = self._make_replay_buffer()
+        if isinstance(self.replay_buffer, TensorReplayBuffer) and (reset_num_timesteps or self._last_obs is None):
+            self.replay_buffer.end_episodes()  # SB3 is about to reset the environment
         self.engine.requested, self.engine.precision = self.update_backend, self.matmul_precision
         self.engine.plan(self._planned_updates(total_timesteps), self.batch_size)
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)

@@ -220,6 +220,9 @@ def _end_episodes(buffer: ReplayBuffer) -> None:
             warnings.filterwarnings("ignore", "The last trajectory in the replay buffer will be truncated")
             buffer.truncate_last_trajectory()
         return
+    if hasattr(buffer, "end_episodes"):
+        buffer.end_episodes()
+        return
     newest = buffer.pos - 1
     # Where the newest successor is about to be overwritten nothing can bootstrap from it:
     # https://github.com/DLR-RM/stable-baselines3/issues/46
