@@ -28,7 +28,7 @@ RESULTS = ROOT / "docs/results/offline"
 LENGTHS = {
     "antmaze-umaze": (30_000, 10_000),
     "antmaze-medium-diverse": (30_000, 10_000),
-    "hopper-mixed": (30_000, 10_000),
+    "hopper-mixed": (60_000, 20_000),
 }
 # The same, and environment steps that follow
 ONLINE_LENGTHS = {"antmaze-umaze": (30_000, 10_000, 100_000)}
