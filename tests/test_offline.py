@@ -283,7 +283,7 @@ def test_weights_are_logged_and_their_collapse_is_told(demos, capsys):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (BC, {}), (ReBRAC, {"actor_bc_coef": 1.0})]
+    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (BC, {}), (ReBRAC, {"actor_bc_coef": 10.0})]
 )
 def test_cloning_learns_the_demonstrated_actions(algorithm, arguments, demos):
     model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]}, **arguments)
