@@ -11,13 +11,10 @@ observations are standardised by the same statistics; the rest, 256x256 networks
 ``--set``. The time includes d3rlpy's own ``fit``, without progress bar and files.
 """
 
-import argparse
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
-from train import Curve, Evaluation, hyperparameters
+from train import Curve, Evaluation, hyperparameters, make_parser, parse_changes
 
 from sb3_ext.datasets import Dataset, load
 
@@ -58,23 +55,14 @@ def main() -> None:
     import d3rlpy
     import torch as th
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", choices=list(ALGORITHMS), required=True)
-    parser.add_argument("--data", required=True, help="file or name of the dataset")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=50_000, help="gradient steps on the dataset")
-    parser.add_argument("--eval-freq", type=int, default=10_000)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="d3rlpy's arguments, values in YAML")
-    parser.add_argument("--output", type=Path, required=True, help="folder of the CSV")
+    parser = make_parser(__doc__, ALGORITHMS)
     args = parser.parse_args()
     if args.steps % args.eval_freq != 0:
         parser.error("--steps has to be a multiple of --eval-freq, since d3rlpy trains in epochs.")
 
     th.set_num_threads(args.threads)
     d3rlpy.seed(args.seed)
-    changes = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in args.set)}
+    changes = parse_changes(args.set)
     params = hyperparameters(args.algo, load(args.data))
     dataset = load(args.data, **params.get("dataset_kwargs", {}))
     space: Any = dataset.metadata.action_space

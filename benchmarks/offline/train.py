@@ -10,6 +10,7 @@ ones. ``--online`` goes on in the environment with the same object. The same eva
 import argparse
 import csv
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -132,23 +133,34 @@ def make_model(algo: str, data: str, env: gym.Env | None, seed: int, changes: di
     return getattr(sb3_ext, ALGORITHMS[algo])(env=env, dataset=data, seed=seed, device="cpu", **params)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", choices=list(ALGORITHMS), required=True)
+def make_parser(description: str | None, algorithms: Iterable[str]) -> argparse.ArgumentParser:
+    """Arguments of a run, whichever library it is of."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", choices=list(algorithms), required=True)
     parser.add_argument("--data", required=True, help="file or name of the dataset")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=50_000, help="gradient steps on the dataset")
-    parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
     parser.add_argument("--eval-freq", type=int, default=10_000)
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters, values in YAML")
     parser.add_argument("--output", type=Path, required=True, help="folder of the CSV")
+    return parser
+
+
+def parse_changes(items: Iterable[str]) -> dict[str, Any]:
+    """``NAME=VALUE``, values in YAML."""
+    return {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in items)}
+
+
+def main() -> None:
+    parser = make_parser(__doc__, ALGORITHMS)
+    parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
     parser.add_argument("--save", action="store_true", help="save the model beside it")
     args = parser.parse_args()
 
     th.set_num_threads(args.threads)
-    changes = {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in args.set)}
+    changes = parse_changes(args.set)
     dataset = load(args.data)
     env = None
     if args.online > 0:

@@ -187,6 +187,10 @@ class OffPolicyMixin(_Base):
         # Rows are dealt out in turn, since a buffer may order them: HER puts its relabelled ones last
         return map_samples(lambda x: x.reshape(batch_size, n_batches, *x.shape[1:]).transpose(0, 1), samples)
 
+    def _discounts(self, batch: Samples) -> th.Tensor | float:
+        # n-step samples carry gamma**n, which is smaller than n steps where an episode ends
+        return self.gamma if batch.discounts is None else batch.discounts
+
     def _log_metrics(self, metrics: "Metrics") -> None:
         """Means over the updates between two dumps of the logger."""
         for name, value in metrics.means().items():

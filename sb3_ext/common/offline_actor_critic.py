@@ -21,10 +21,6 @@ class OfflineActorCritic(OfflineAlgorithm):
     critic: EnsembleCritic
     critic_target: EnsembleCritic
 
-    def _discounts(self, batch: Samples) -> th.Tensor | float:
-        # n-step samples carry gamma**n, which is smaller than n steps where an episode ends
-        return self.gamma if batch.discounts is None else batch.discounts
-
     def _bellman_loss(self, batch: Samples, q_values: th.Tensor, next_values: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """
         :param q_values: of the batch's actions, ``(n_critics, batch, 1)``

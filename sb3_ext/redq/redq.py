@@ -456,9 +456,7 @@ class REDQ(DemonstrationsMixin, SAC):
         next_q_values = self.critic_target(batch.next_observations, next_actions, members)
         # (n_target_critics, batch, 1) -> (batch, 1)
         next_values = next_q_values.amin(dim=0) - self._ent_coef() * next_log_prob.reshape(-1, 1)
-        # n-step samples carry gamma**n, which is smaller than n steps where an episode ends
-        discounts = self.gamma if batch.discounts is None else batch.discounts
-        return td_target(batch.rewards, batch.dones, discounts, next_values)
+        return td_target(batch.rewards, batch.dones, self._discounts(batch), next_values)
 
     def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, Scalars]:
         """
