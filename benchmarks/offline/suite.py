@@ -20,18 +20,23 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
+import rl_zoo_configs
+
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 RESULTS = ROOT / "docs/results/offline"
 
-# Dataset: gradient steps, steps between evaluations
-LENGTHS = {
-    "antmaze-umaze": (30_000, 10_000),
-    "antmaze-medium-diverse": (30_000, 10_000),
-    "hopper-mixed": (60_000, 20_000),
+# Dataset -> environment whose entry in rl_zoo_configs says how long each algorithm learns
+ENVIRONMENTS = {
+    "antmaze-umaze": "AntMazeFlat/UMaze-v4",
+    "antmaze-medium-diverse": "AntMazeFlat/Medium-v4",
+    "hopper-mixed": "Hopper-v4",
 }
-# The same, and environment steps that follow
-ONLINE_LENGTHS = {"antmaze-umaze": (30_000, 10_000, 100_000)}
+EVAL_FREQ = 10_000
+# Gradient steps on a dataset, steps between evaluations, environment steps that follow
+ONLINE_LENGTHS = {"antmaze-umaze": (20_000, 20_000, 100_000)}
 ONLINE = "-online"
 
 ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal-QL": "calql"}
@@ -64,7 +69,9 @@ class Plan:
 
 
 def plan(dataset: str, algo: str, *arguments: str, script: str = "train.py", is_online: bool = False) -> Plan:
-    steps, eval_freq, online = ONLINE_LENGTHS[dataset] if is_online else (*LENGTHS[dataset], 0)
+    configs = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
+    n_timesteps = int(configs[ENVIRONMENTS[dataset]]["n_timesteps"])
+    steps, eval_freq, online = ONLINE_LENGTHS[dataset] if is_online else (n_timesteps, EVAL_FREQ, 0)
     lengths = ["--steps", str(steps), "--eval-freq", str(eval_freq)]
     if online > 0:
         lengths += ["--online", str(online)]
