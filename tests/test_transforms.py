@@ -168,6 +168,15 @@ def test_top_episodes_of_equal_returns_are_the_first():
     np.testing.assert_array_equal(kept[::2], 100 * np.arange(1, 500, 2))
 
 
+def test_successful_episodes():
+    dataset = with_success(counted_dataset([(3, "none"), (2, "terminal"), (1, "terminal"), (4, "timeout")]), 1, 5)
+    kept = tf.SuccessfulEpisodes()(dataset)
+    assert_consistent(kept)
+    np.testing.assert_array_equal(kept.observations[:, 0], [0, 1, 2, 200])
+    with pytest.raises(DatasetError, match="no successful episode: leave successful_episodes out"):
+        tf.SuccessfulEpisodes()(dataset.select(~np.repeat([True, False, True, False], dataset.lengths)))
+
+
 def test_relabel_success():
     dataset = with_success(counted_dataset([(3, "none"), (1, "terminal")]), 3)
     recorded = tf.RelabelSuccess()(dataset)
@@ -229,6 +238,7 @@ EXAMPLES = [
     tf.RelabelSuccess((1.0, 2.0), 0.3),
     tf.RelabelSuccess(np.array([1, 2])),
     tf.TopEpisodes(20.0),
+    tf.SuccessfulEpisodes(),
     tf.ClipActions(0.9),
     tf.FlattenGoals(("achieved_goal", "observation")),
 ]

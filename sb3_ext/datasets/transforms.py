@@ -305,6 +305,19 @@ class TopEpisodes(Transform):
 
 
 @dataclass(frozen=True)
+class SuccessfulEpisodes(Transform):
+    """Keep the episodes in which a step succeeds. :raises DatasetError: there are none"""
+
+    name: ClassVar[str] = "successful_episodes"
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        kept = np.logical_or.reduceat(successes_of(dataset), dataset.starts)
+        if not kept.any():
+            raise DatasetError(f"{dataset.source} has no successful episode: leave {self.name} out.")
+        return dataset.select(np.repeat(kept, dataset.lengths))
+
+
+@dataclass(frozen=True)
 class ClipActions(Transform):
     """
     Clip actions to a share of their space. At the very bounds the log-likelihood of a squashed Gaussian is infinite.
@@ -382,6 +395,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         TerminateAtSuccess,
         RelabelSuccess,
         TopEpisodes,
+        SuccessfulEpisodes,
         ClipActions,
         FlattenGoals,
     )
