@@ -1,4 +1,4 @@
 from sb3_ext.calql.calql import CalQL
-from sb3_ext.redq.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_ext.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 __all__ = ["CalQL", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]

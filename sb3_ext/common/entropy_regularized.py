@@ -7,11 +7,12 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
+from sb3_ext.common.actors import SquashedGaussianActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import mean_q_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
+from sb3_ext.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_ext.datasets.load import DatasetLike
-from sb3_ext.redq.policies import CnnPolicy, MlpPolicy, MultiInputPolicy, SquashedGaussianActor
 
 
 class EntropyRegularizedAlgorithm(OfflineActorCritic):

@@ -7,78 +7,14 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BaseModel, BasePolicy
 from stable_baselines3.common.torch_layers import (
     BaseFeaturesExtractor,
-    CombinedExtractor,
     FlattenExtractor,
-    NatureCNN,
     create_mlp,
 )
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_ext.common.actions import action_size
-from sb3_ext.common.distributions import ClampedNormal, OneHotCategorical
-from sb3_ext.redq.policies import SDE_ARGUMENTS, REDQPolicy, TanhMeanActor
-
-LOG_STD_MIN, LOG_STD_MAX = -5.0, 2.0
-
-
-class GaussianActor(TanhMeanActor):
-    """
-    A tanh mean and one learnt standard deviation per action, the same everywhere, as in AWAC and IQL. Arguments are
-    those of :class:`~sb3_ext.redq.policies.TanhMeanActor`.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.log_std = nn.Parameter(th.zeros(action_size(self.action_space)))
-
-    def distribution(self, obs: PyTorchObs) -> ClampedNormal:
-        return ClampedNormal(self.mean(obs), self.log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
-
-
-class CategoricalActor(BasePolicy):
-    """
-    Actor for discrete actions. Arguments are those of :class:`~sb3_ext.redq.policies.TanhMeanActor`.
-    """
-
-    def __init__(
-        self,
-        observation_space: spaces.Space,
-        action_space: spaces.Space,
-        net_arch: list[int],
-        features_extractor: BaseFeaturesExtractor,
-        features_dim: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
-        normalize_images: bool = True,
-    ):
-        super().__init__(
-            observation_space,
-            action_space,
-            features_extractor=features_extractor,
-            normalize_images=normalize_images,
-        )
-        self.logits = nn.Sequential(*create_mlp(features_dim, action_size(action_space), net_arch, activation_fn))
-
-    def distribution(self, obs: PyTorchObs) -> OneHotCategorical:
-        """Distribution of one-hot actions at observations of shape ``(batch, ...)``."""
-        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        return OneHotCategorical(self.logits(self.extract_features(obs, self.features_extractor)))
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        """Indices of actions, ``(batch, ...) -> (batch,)``"""
-        distribution = self.distribution(obs)
-        return (distribution.mode if deterministic else distribution.rsample()).argmax(dim=-1)
-
-    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self(observation, deterministic)
-
-
-CloningActor = GaussianActor | CategoricalActor
-
-
-def cloning_actor_class(action_space: spaces.Space) -> type[CloningActor]:
-    """What clones actions of this space."""
-    return CategoricalActor if isinstance(action_space, spaces.Discrete) else GaussianActor
+from sb3_ext.common.actors import CloningActor, cloning_actor_class
+from sb3_ext.common.policies import CnnMixin, EnsemblePolicy, MultiInputMixin
 
 
 class ValueNetwork(BaseModel):
@@ -118,24 +54,15 @@ class ValueNetwork(BaseModel):
         return self.v_network(self.extract_features(obs, self.features_extractor))
 
 
-class OfflinePolicy(REDQPolicy):
-    """
-    An actor of ``actor_class`` and two critics in one batched ensemble. Arguments are those of
-    :class:`~sb3_ext.redq.policies.REDQPolicy`, with ``n_critics=2`` by default.
-    """
-
-    actor_class: type[BasePolicy]
+class TwoCriticsPolicy(EnsemblePolicy):
+    """:class:`~sb3_ext.common.policies.EnsemblePolicy` with ``n_critics=2`` by default."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **{"n_critics": 2, **kwargs})
 
-    def make_actor(self, features_extractor: BaseFeaturesExtractor | None = None) -> Any:
-        actor_kwargs = {key: value for key, value in self.actor_kwargs.items() if key not in SDE_ARGUMENTS}
-        return self.actor_class(**self._update_features_extractor(actor_kwargs, features_extractor)).to(self.device)
 
-
-class WeightedCloningPolicy(OfflinePolicy):
-    """:class:`OfflinePolicy` with a :class:`GaussianActor`, or a :class:`CategoricalActor` for discrete actions."""
+class WeightedCloningPolicy(TwoCriticsPolicy):
+    """:class:`TwoCriticsPolicy` with a Gaussian actor, or a categorical one for discrete actions."""
 
     actor: CloningActor  # type: ignore[assignment]
 
@@ -160,7 +87,7 @@ class ValuePolicy(WeightedCloningPolicy):
 
 class CloningPolicy(BasePolicy):
     """
-    A :class:`GaussianActor`, or a :class:`CategoricalActor` for discrete actions, alone, for behaviour cloning.
+    A Gaussian actor, or a categorical one for discrete actions, alone, for behaviour cloning.
 
     :param observation_space: Observation space.
     :param action_space: Action space.
@@ -231,20 +158,6 @@ class CloningPolicy(BasePolicy):
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self.actor(observation, deterministic)
-
-
-class CnnMixin:
-    """Images: ``NatureCNN`` extracts the features."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"features_extractor_class": NatureCNN, **kwargs})
-
-
-class MultiInputMixin:
-    """Dict observations: ``CombinedExtractor`` extracts the features."""
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **{"features_extractor_class": CombinedExtractor, **kwargs})
 
 
 class CloningCnnPolicy(CnnMixin, CloningPolicy):

@@ -5,11 +5,11 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 
+from sb3_ext.common.actors import CategoricalActor, CloningActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
-from sb3_ext.common.offline_policies import CategoricalActor, CloningActor
 
 # Below this share of the batch the actor learns from a handful of actions
 COLLAPSE = 0.02

@@ -5,8 +5,9 @@ from typing import Any
 import torch as th
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
-from sb3_ext.common.offline_policies import CnnMixin, MultiInputMixin, OfflinePolicy
-from sb3_ext.redq.policies import TanhMeanActor
+from sb3_ext.common.actors import TanhMeanActor
+from sb3_ext.common.offline_policies import TwoCriticsPolicy
+from sb3_ext.common.policies import CnnMixin, MultiInputMixin
 
 
 class DeterministicActor(TanhMeanActor):
@@ -16,11 +17,11 @@ class DeterministicActor(TanhMeanActor):
         return self.mean(obs)
 
 
-class ReBRACPolicy(OfflinePolicy):
+class ReBRACPolicy(TwoCriticsPolicy):
     """
     A :class:`DeterministicActor`, its target, and two critics. Arguments are those of
-    :class:`~sb3_ext.redq.policies.REDQPolicy`, with the paper's defaults: ``n_critics=2``, ``layer_norm=True`` and
-    three hidden layers of 256.
+    :class:`~sb3_ext.common.policies.EnsemblePolicy`, with the paper's defaults: ``n_critics=2``, ``layer_norm=True``
+    and three hidden layers of 256.
     """
 
     actor: DeterministicActor  # type: ignore[assignment]

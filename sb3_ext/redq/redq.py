@@ -14,20 +14,16 @@ from stable_baselines3.common.preprocessing import get_action_dim, get_flattened
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.sac import SAC
 
+from sb3_ext.common.actors import SquashedGaussianActor, TruncatedNormalActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.demonstrations import DemonstrationsMixin
 from sb3_ext.common.ensemble import EnsembleCritic, draw_members
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
 from sb3_ext.common.off_policy import Metrics, unstack
+from sb3_ext.common.policies import CnnPolicy, EnsemblePolicy, MlpPolicy, MultiInputPolicy
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.redq.policies import (
-    CnnPolicy,
-    MlpPolicy,
-    MultiInputPolicy,
-    REDQPolicy,
-    SquashedGaussianActor,
-    TruncatedNormalActor,
     TruncatedNormalCnnPolicy,
     TruncatedNormalMultiInputPolicy,
     TruncatedNormalPolicy,
@@ -109,7 +105,7 @@ class REDQ(DemonstrationsMixin, SAC):
     :param matmul_precision: ``"fp32"``, or ``"bf16"`` for faster, coarser matrix products in the updates.
     :param stats_window_size: Window of the rollout logging, in episodes.
     :param tensorboard_log: The log location for TensorBoard (if None, no logging).
-    :param policy_kwargs: Arguments of the policy, see :class:`~sb3_ext.redq.policies.REDQPolicy`.
+    :param policy_kwargs: Arguments of the policy, see :class:`~sb3_ext.common.policies.EnsemblePolicy`.
     :param verbose: 0 no output, 1 info, 2 debug.
     :param seed: Seed for the pseudo random generators.
     :param device: Device (cpu, cuda, ...) to run on, ``"auto"`` takes the GPU if there is one.
@@ -127,14 +123,14 @@ class REDQ(DemonstrationsMixin, SAC):
         "TruncatedNormalCnnPolicy": TruncatedNormalCnnPolicy,
         "TruncatedNormalMultiInputPolicy": TruncatedNormalMultiInputPolicy,
     }
-    policy: REDQPolicy
+    policy: EnsemblePolicy
     actor: SquashedGaussianActor | TruncatedNormalActor  # type: ignore[assignment]
     critic: EnsembleCritic  # type: ignore[assignment]
     critic_target: EnsembleCritic  # type: ignore[assignment]
 
     def __init__(
         self,
-        policy: str | type[REDQPolicy],
+        policy: str | type[EnsemblePolicy],
         env: GymEnv | str,
         learning_rate: float | str | Schedule = 3e-4,
         buffer_size: int = 1_000_000,
