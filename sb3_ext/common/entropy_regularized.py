@@ -9,13 +9,14 @@ from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_ext.common.actors import SquashedGaussianActor
 from sb3_ext.common.buffers import Samples
+from sb3_ext.common.entropy import EntropyCoefficientMixin
 from sb3_ext.common.losses import mean_q_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 from sb3_ext.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_ext.datasets.load import DatasetLike
 
 
-class EntropyRegularizedAlgorithm(OfflineActorCritic):
+class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
     r"""
     Base class: soft actor-critic (Haarnoja et al. 2018, https://arxiv.org/abs/1812.05905) with the least of all critics
     in the target and in the actor's loss. One that derives from it adds ``_penalty`` to the critics' loss.
@@ -32,8 +33,6 @@ class EntropyRegularizedAlgorithm(OfflineActorCritic):
         "MultiInputPolicy": MultiInputPolicy,
     }
     actor: SquashedGaussianActor
-    log_ent_coef: th.Tensor | None
-    ent_coef_optimizer: th.optim.Optimizer | None
 
     def __init__(
         self,
@@ -99,9 +98,9 @@ class EntropyRegularizedAlgorithm(OfflineActorCritic):
         values = self.critic(batch.observations, actions, frozen=True).amin(dim=0, keepdim=True)
         actor_loss = mean_q_actor_loss(values, log_prob, ent_coef)
         self.engine.minimize(actor_loss, self.actor.optimizer)
-        if self.log_ent_coef is not None:
-            assert self.ent_coef_optimizer is not None and isinstance(self.target_entropy, float)
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
+        ent_coef_loss = self._ent_coef_loss(log_prob)
+        if ent_coef_loss is not None:
+            assert self.ent_coef_optimizer is not None
             self.engine.minimize(ent_coef_loss, self.ent_coef_optimizer)
         self.engine.polyak(self.critic, self.critic_target, self.tau)
         return {**metrics, **penalty_metrics, "actor_loss": actor_loss.detach(), "ent_coef": ent_coef.mean()}
@@ -117,16 +116,11 @@ class EntropyRegularizedAlgorithm(OfflineActorCritic):
         values = self.critic_target(batch.next_observations, actions).amin(dim=0)
         return values - self._ent_coef() * log_prob.unsqueeze(1) if self.backup_entropy else values
 
-    def _ent_coef(self) -> th.Tensor:
-        return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
-
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = super()._optimizers()
-        return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
+        return [*super()._optimizers(), *self._ent_coef_optimizers()]
 
     def _update_constants(self) -> tuple[Any, ...]:
-        ent_coef = None if self.log_ent_coef is not None else id(self.ent_coef_tensor)
-        return (*super()._update_constants(), self.target_entropy, self.backup_entropy, ent_coef)
+        return (*super()._update_constants(), self.backup_entropy, *self._ent_coef_constants())
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, tensors = super()._get_torch_save_params()

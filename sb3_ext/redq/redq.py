@@ -18,6 +18,7 @@ from sb3_ext.common.actors import SquashedGaussianActor, TruncatedNormalActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.demonstrations import DemonstrationsMixin
 from sb3_ext.common.ensemble import EnsembleCritic, draw_members
+from sb3_ext.common.entropy import EntropyCoefficientMixin
 from sb3_ext.common.losses import behaviour_cloning_loss, ensemble_mse, mean_q_actor_loss, td_target
 from sb3_ext.common.off_policy import Metrics, unstack
 from sb3_ext.common.policies import CnnPolicy, EnsemblePolicy, MlpPolicy, MultiInputPolicy
@@ -41,7 +42,7 @@ Scalars = dict[str, th.Tensor]
 CRITIC, CRITIC_AND_ACTOR, CLONING = "critic", "critic and actor", "cloning"
 
 
-class REDQ(DemonstrationsMixin, SAC):
+class REDQ(EntropyCoefficientMixin, DemonstrationsMixin, SAC):
     r"""
     Randomised Ensembled Double Q-learning (Chen et al. 2021, https://arxiv.org/abs/2101.05982), with demonstrations.
 
@@ -419,7 +420,8 @@ class REDQ(DemonstrationsMixin, SAC):
     def _update_actor(self, batch: Samples, noise: th.Tensor) -> Scalars:
         actor_loss, ent_coef_loss, metrics = self._actor_loss(batch, noise[1])
         self.engine.minimize(actor_loss, self.actor.optimizer)
-        if self.ent_coef_optimizer is not None:
+        if ent_coef_loss is not None:
+            assert self.ent_coef_optimizer is not None
             self.engine.minimize(ent_coef_loss, self.ent_coef_optimizer)
             metrics["ent_coef_loss"] = ent_coef_loss.detach()
         return metrics
@@ -454,11 +456,11 @@ class REDQ(DemonstrationsMixin, SAC):
         next_values = next_q_values.amin(dim=0) - self._ent_coef() * next_log_prob.reshape(-1, 1)
         return td_target(batch.rewards, batch.dones, self._discounts(batch), next_values)
 
-    def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor, Scalars]:
+    def _actor_loss(self, batch: Samples, noise: th.Tensor) -> tuple[th.Tensor, th.Tensor | None, Scalars]:
         """
         :param batch: rows of transitions, ``(batch, ...)``
         :param noise: standard normal noise for the actions, ``(batch, action_dim)``
-        :return: scalar losses of the actor and of the entropy coefficient, and metrics
+        :return: scalar losses of the actor and of a learned entropy coefficient, and metrics
         """
         actions, log_prob = self.actor.action_log_prob(batch.observations, noise)
         log_prob = log_prob.reshape(-1, 1)
@@ -466,25 +468,16 @@ class REDQ(DemonstrationsMixin, SAC):
         # The gradient goes through the critics to the actions; their own is not needed
         q_values = self.critic(batch.observations, actions, frozen=True)
         loss = mean_q_actor_loss(q_values, log_prob, ent_coef)
-        ent_coef_loss = ent_coef
-        if self.log_ent_coef is not None:
-            assert isinstance(self.target_entropy, float)
-            ent_coef_loss = -(self.log_ent_coef * (log_prob + self.target_entropy).detach()).mean()
-        return loss, ent_coef_loss, {"actor_loss": loss.detach(), "ent_coef": ent_coef.mean()}
-
-    def _ent_coef(self) -> th.Tensor:
-        return self.ent_coef_tensor if self.log_ent_coef is None else self.log_ent_coef.detach().exp()
+        return loss, self._ent_coef_loss(log_prob), {"actor_loss": loss.detach(), "ent_coef": ent_coef.mean()}
 
     # --- What the engine asks for ------------------------------------------------------------------------------------
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        optimizers = [self.actor.optimizer, self.critic.optimizer]
-        return optimizers if self.ent_coef_optimizer is None else [*optimizers, self.ent_coef_optimizer]
+        return [self.actor.optimizer, self.critic.optimizer, *self._ent_coef_optimizers()]
 
     def _update_constants(self) -> tuple:
-        ent_coef = None if self.log_ent_coef is not None else id(self.ent_coef_tensor)
         noise = [getattr(self.actor, name, None) for name in ("action_std", "noise_clip")]
-        return self.gamma, self.tau, self.target_entropy, self.n_target_critics, ent_coef, *noise
+        return self.gamma, self.tau, self.n_target_critics, *self._ent_coef_constants(), *noise
 
     def _planned_updates(self, n_timesteps: int) -> int:
         return int(n_timesteps * (self.utd_ratio + self.bc_gradient_steps)) + self._pretrain_steps_left()
