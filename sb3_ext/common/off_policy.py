@@ -93,6 +93,11 @@ class OffPolicyMixin(_Base):
         self.n_steps = n_steps
         self._engine: UpdateEngine | None = None
 
+    def _check_device(self) -> None:
+        """For constructors: a model of a GPU may be loaded without one."""
+        if self.update_backend == "cudagraph" and self.device.type != "cuda":
+            raise ValueError(f"update_backend='cudagraph' needs device='cuda', not {self.device}: use 'auto'.")
+
     @property
     def engine(self) -> UpdateEngine:
         """What runs the updates of this model; a new one where networks or optimizers are other objects."""

@@ -157,6 +157,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         self.matmul_precision = matmul_precision
         if _init_setup_model:
             self._check_arguments()
+            self._check_device()
             data = self._load_dataset()
             if self.env is None:
                 self._take_spaces(data)

@@ -217,8 +217,7 @@ class REDQ(EntropyCoefficientMixin, DemonstrationsMixin, SAC):
         self._bc_pretrain_steps_done = 0
 
         if _init_setup_model:
-            if update_backend == "cudagraph" and self.device.type != "cuda":
-                raise ValueError(f"update_backend='cudagraph' needs device='cuda', not {self.device}: use 'auto'.")
+            self._check_device()
             self._setup_model()
             self._load_demos()
 
