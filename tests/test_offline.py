@@ -123,7 +123,6 @@ def actor_after_one_step(algorithm, demos, **kwargs):
     th.manual_seed(1)
     for parameter in model.actor.parameters():
         parameter.data.copy_(th.randn(parameter.shape) * 0.1)
-    model._update_learning_rates() if hasattr(model, "_logger") else None
     th.manual_seed(2)
     batch = batch_of(model)
     noise = None if model.n_noise == 0 else th.zeros(model.n_noise, 16, 2)

@@ -274,6 +274,19 @@ def sac_n_losses(model, batch, noise, n):
     return critics, critic_loss, (ent_coef * log_prob[:, None] - least).mean(), log_prob
 
 
+def test_rebracs_coefficients_follow_their_schedules_in_compiled_updates_too(demos):
+    weights = []
+    for backend in ("eager", "compiled"):
+        model = make(ReBRAC, demos, actor_bc_coef="lin_4.0", critic_bc_coef=lambda p: p, update_backend=backend)
+        model.learn(200)  # drawn 50 at a time, with the progress at the start of each
+        assert model._bc_coefs.tolist() == pytest.approx([4 * 0.25, 0.25])
+        weights.append(th.cat([parameter.flatten() for parameter in model.policy.parameters()]))
+    th.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
+    constant = make(ReBRAC, demos, actor_bc_coef=4.0, critic_bc_coef=1.0).learn(200)
+    other = th.cat([parameter.flatten() for parameter in constant.policy.parameters()])
+    assert (other - weights[0]).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize(
     ("algorithm", "arguments"), [(EDAC, {"eta": 0.0, "n_critics": 4}), (CalQL, {"cql_alpha": 0.0})]
 )
@@ -382,7 +395,8 @@ def test_entropy_coefficient_survives_saving(demos, tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "arguments", "message"),
     [
-        (ReBRAC, {"actor_bc_coef": -1.0}, "must be at least 0"),
+        (ReBRAC, {"actor_bc_coef": -1.0}, "not negative"),
+        (ReBRAC, {"critic_bc_coef": "lin_a"}, "lin_<start>"),
         (ReBRAC, {"policy_delay": 0}, "at least 1"),
         (CalQL, {"n_actions": 0}, "at least 1"),
         (CalQL, {"cql_alpha": -1.0}, "at least 0"),

@@ -112,7 +112,7 @@ def weighted_cloning_loss(log_prob: th.Tensor, weights: th.Tensor) -> th.Tensor:
 
 
 def cloned_td3_actor_loss(
-    q_values: th.Tensor, distances: th.Tensor, bc_coef: float, normalize_q: bool = True
+    q_values: th.Tensor, distances: th.Tensor, bc_coef: float | th.Tensor, normalize_q: bool = True
 ) -> th.Tensor:
     r"""
     :math:`\mathrm{mean}_b(\beta_1 \|\pi(s_b) - a_b\|^2 - \lambda Q(s_b, \pi(s_b)))` with
@@ -121,7 +121,7 @@ def cloned_td3_actor_loss(
 
     :param q_values: Q-values of the policy's actions, shape ``(batch, 1)``
     :param distances: squared distances of these actions from the data's, shape ``(batch, 1)``
-    :param bc_coef: :math:`\beta_1 \ge 0`
+    :param bc_coef: :math:`\beta_1 \ge 0`, a number or a 0-d tensor
     :param normalize_q: False for :math:`\lambda = 1`
     :return: scalar
     """

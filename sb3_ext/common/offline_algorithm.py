@@ -292,7 +292,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             batches = self._sample_batches(self.dataset_buffer, chunk, self.batch_size)
             noise = self._noise(chunk, self.batch_size)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-            self._update_learning_rates()
+            self._update_schedules()
             for i in range(chunk):
                 batch = map_samples(lambda x, i=i: x[i : i + 1], batches)
                 metrics.extend(self._run_updates(batch, None if noise is None else noise[i : i + 1]))
@@ -346,7 +346,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         """
         if not hasattr(self, "_logger"):  # `train` without `learn`
             self.set_logger(configure(None, []))
-        self._update_learning_rates()
+        self._update_schedules()
         share = self.offline_ratio if self.dataset_buffer is not None else 0.0
         metrics = Metrics()
         while gradient_steps > 0:
@@ -383,7 +383,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         samples = super()._sample_batches(buffer, n_batches, batch_size)
         return samples._replace(actions=encode_actions(samples.actions, self.action_space))
 
-    def _update_learning_rates(self) -> None:
+    def _update_schedules(self) -> None:
+        """What changes with the progress of ``learn``."""
         self._update_learning_rate(self._optimizers())
 
     def _update_name(self, n: int) -> str:

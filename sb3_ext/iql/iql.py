@@ -77,8 +77,8 @@ class IQL(WeightedCloningAlgorithm):
             self._actor_schedule = as_schedule(self.actor_learning_rate, "actor_learning_rate")
         super()._setup_model()
 
-    def _update_learning_rates(self) -> None:
-        super()._update_learning_rates()
+    def _update_schedules(self) -> None:
+        super()._update_schedules()
         if self.actor_learning_rate is not None:
             rate = self._actor_schedule(self._current_progress_remaining)
             self.actor.optimizer.param_groups[0]["lr"] = rate

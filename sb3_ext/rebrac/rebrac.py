@@ -5,13 +5,16 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ext.common.buffers import OfflineSamples, Samples
 from sb3_ext.common.losses import cloned_td3_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
+from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.rebrac.policies import CnnPolicy, DeterministicActor, MlpPolicy, MultiInputPolicy
+
+BC_COEFS = ("actor_bc_coef", "critic_bc_coef")
 
 
 class ReBRAC(OfflineActorCritic):
@@ -32,8 +35,9 @@ class ReBRAC(OfflineActorCritic):
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
-    :param actor_bc_coef: :math:`\beta_1`, at least 0: how near to the data's actions the actor stays.
-    :param critic_bc_coef: :math:`\beta_2`, at least 0: how much a value loses with the distance from them.
+    :param actor_bc_coef: :math:`\beta_1`, at least 0: how near to the data's actions the actor stays. A number, a
+        schedule, or a string such as ``"lin_1.0"``, which leaves more and more to the critics up to the end of ``learn``.
+    :param critic_bc_coef: :math:`\beta_2`, at least 0: how much a value loses with the distance from them; likewise.
     :param normalize_q: Divide the actor's Q-values by their mean size, so that :math:`\beta_1` does not depend on the
         rewards' scale.
     :param min_q_actor: The actor climbs the least of the critics' values; False for the first critic's.
@@ -59,8 +63,8 @@ class ReBRAC(OfflineActorCritic):
         env: GymEnv | str | None,
         dataset: DatasetLike | None = None,
         *,
-        actor_bc_coef: float = 0.01,
-        critic_bc_coef: float = 0.01,
+        actor_bc_coef: float | str | Schedule = 0.01,
+        critic_bc_coef: float | str | Schedule = 0.01,
         normalize_q: bool = True,
         min_q_actor: bool = True,
         policy_delay: int = 2,
@@ -79,11 +83,28 @@ class ReBRAC(OfflineActorCritic):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name in ("actor_bc_coef", "critic_bc_coef", "target_policy_noise", "target_noise_clip"):
+        for name in BC_COEFS:
+            as_schedule(getattr(self, name), name)
+        for name in ("target_policy_noise", "target_noise_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
         if self.policy_delay < 1:
             raise ValueError(f"policy_delay={self.policy_delay} must be at least 1.")
+
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # A tensor, since an update that is compiled has numbers as constants
+        self._bc_coefs = th.tensor(self._current_bc_coefs(), device=self.device)
+
+    def _current_bc_coefs(self) -> list[float]:
+        return [as_schedule(getattr(self, name), name)(self._current_progress_remaining) for name in BC_COEFS]
+
+    def _update_schedules(self) -> None:
+        super()._update_schedules()
+        values = self._current_bc_coefs()
+        self._bc_coefs.copy_(th.tensor(values))
+        for name, value in zip(BC_COEFS, values, strict=True):
+            self.logger.record(f"train/{name}", value)
 
     def _update_name(self, n: int) -> str:
         return "_update_critic" if n % self.policy_delay else "_update"
@@ -94,7 +115,7 @@ class ReBRAC(OfflineActorCritic):
         q_values = self.critic(batch.observations, actions, frozen=True)
         q_values = q_values.amin(dim=0) if self.min_q_actor else q_values[0]
         distances = (actions - batch.actions).square().sum(dim=1, keepdim=True)
-        loss = cloned_td3_actor_loss(q_values, distances, self.actor_bc_coef, self.normalize_q)
+        loss = cloned_td3_actor_loss(q_values, distances, self._bc_coefs[0], self.normalize_q)
         self.engine.minimize(loss, self.actor.optimizer)
         self.engine.polyak(self.critic, self.critic_target, self.tau)
         self.engine.polyak(self.actor, self.actor_target, self.tau)
@@ -116,15 +137,16 @@ class ReBRAC(OfflineActorCritic):
         actions = (self.actor_target.mean(batch.next_observations) + noise).clamp(-1, 1)
         distances = (actions - batch.next_actions).square().sum(dim=1, keepdim=True)
         values = self.critic_target(batch.next_observations, actions).amin(dim=0)
-        return values - self.critic_bc_coef * batch.has_next_action * distances
+        return values - self._bc_coefs[1] * batch.has_next_action * distances
 
     def _update_constants(self) -> tuple[Any, ...]:
         return (
             *super()._update_constants(),
-            self.actor_bc_coef,
-            self.critic_bc_coef,
             self.normalize_q,
             self.min_q_actor,
             self.target_policy_noise,
             self.target_noise_clip,
         )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_bc_coefs"]
