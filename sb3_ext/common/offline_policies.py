@@ -1,4 +1,4 @@
-"""Networks of the offline algorithms that clone with weights: a Gaussian actor, an ensemble of critics, a value."""
+"""Policies of the offline algorithms: an actor with two critics, for IQL a value beside them, for cloning alone."""
 
 from typing import Any
 

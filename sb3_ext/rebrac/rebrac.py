@@ -36,7 +36,7 @@ class ReBRAC(OfflineActorCritic):
     :param env: Environment for online training, or None.
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
     :param actor_bc_coef: :math:`\beta_1`, at least 0: how near to the data's actions the actor stays. A number, a
-        schedule, or a string such as ``"lin_1.0"``, which leaves more and more to the critics up to the end of ``learn``.
+        schedule, or a string such as ``"lin_1.0"``, which leaves more and more to the critics until ``learn`` ends.
     :param critic_bc_coef: :math:`\beta_2`, at least 0: how much a value loses with the distance from them; likewise.
     :param normalize_q: Divide the actor's Q-values by their mean size, so that :math:`\beta_1` does not depend on the
         rewards' scale.
