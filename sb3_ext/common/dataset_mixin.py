@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
-from stable_baselines3.common.preprocessing import is_image_space
 
 from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
 from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
-from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
+from sb3_ext.common.standardize import set_statistics, with_standardizing_extractor
 from sb3_ext.datasets.dataset import Dataset, map_observations
 from sb3_ext.datasets.vec_env import as_model_sees, init_statistics
 
@@ -31,19 +29,8 @@ class DatasetMixin(OffPolicyMixin):
 
     def _setup_model(self) -> None:
         if self.standardize_observations:
-            self._use_standardizing_extractor()
+            self.policy_kwargs = with_standardizing_extractor(self.policy_kwargs, self.observation_space)
         super()._setup_model()
-
-    def _use_standardizing_extractor(self) -> None:
-        if not isinstance(self.observation_space, spaces.Box) or is_image_space(self.observation_space):
-            raise ValueError(
-                f"standardize_observations works on vectors, not on {self.observation_space}. "
-                "Wrap the environment in VecNormalize instead."
-            )
-        extractor = self.policy_kwargs.get("features_extractor_class", StandardizingExtractor)
-        if extractor is not StandardizingExtractor:
-            raise ValueError(f"standardize_observations and the features extractor {extractor} exclude each other.")
-        self.policy_kwargs = {**self.policy_kwargs, "features_extractor_class": StandardizingExtractor}
 
     def _attach(self, dataset: Dataset) -> None:
         """

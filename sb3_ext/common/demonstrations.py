@@ -1,15 +1,12 @@
 """Demonstrations beside the replay buffer of an off-policy algorithm."""
 
-from dataclasses import replace
-
-from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
 from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load_demonstrations
-from sb3_ext.datasets.vec_env import check_transforms
+from sb3_ext.datasets.vec_env import check_transforms, env_spec
 
 
 class DemonstrationsMixin(DatasetMixin):
@@ -55,20 +52,10 @@ class DemonstrationsMixin(DatasetMixin):
             raise ValueError(
                 f"demo_ratio={self.demo_ratio} of batch_size={self.batch_size} rows is less than one row: raise either."
             )
-        dataset = load_demonstrations(self.demos, self._env_spec(), self.seed)
         assert self.env is not None
+        dataset = load_demonstrations(self.demos, env_spec(self.env), self.seed)
         check_transforms(dataset, self.env)
         self._attach(dataset)
-
-    def _env_spec(self) -> EnvSpec | None:
-        """How to make the training environment once more; None if it was not made by ``gym.make``."""
-        assert self.env is not None
-        spec = self.env.get_attr("spec")[0] if self.env.has_attr("spec") else None
-        if spec is None:
-            return None
-        # SB3's Monitor adds itself to the spec, but cannot be made from it, and changes nothing
-        wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
-        return replace(spec, additional_wrappers=wrappers)
 
     def _setup_learn(
         self,

@@ -156,3 +156,94 @@ def gradient_similarity(gradients: th.Tensor) -> th.Tensor:
     unit = gradients * (gradients.square().sum(dim=2, keepdim=True) + 1e-12).rsqrt()
     together = unit.sum(dim=0).square().sum(dim=1) - unit.square().sum(dim=(0, 2))
     return together.mean() / (len(gradients) - 1)
+
+
+def large_margin_loss(q_values: th.Tensor, actions: th.Tensor, margin: float) -> th.Tensor:
+    r"""
+    :math:`\mathrm{mean}_b(\max_a (Q(s_b, a) + m 1_{a \ne a_b}) - Q(s_b, a_b))`: 0 where the demonstrated action's value
+    is above all others' by the margin (Hester et al. 2018, https://arxiv.org/abs/1704.03732).
+
+    :param q_values: shape ``(batch, n_actions)``
+    :param actions: indices of the demonstrated actions, shape ``(batch, 1)``
+    :param margin: :math:`m > 0`
+    :return: scalar
+    """
+    chosen = q_values.gather(1, actions)
+    others = th.full_like(q_values, margin).scatter(1, actions, 0.0)
+    return ((q_values + others).amax(dim=1, keepdim=True) - chosen).mean()
+
+
+def clipped_surrogate_loss(ratio: th.Tensor, advantages: th.Tensor, low: th.Tensor, high: th.Tensor) -> th.Tensor:
+    r"""
+    PPO's :math:`-\mathrm{mean}_b \min(\rho_b A_b, \mathrm{clip}(\rho_b, 1 - \epsilon, 1 + \epsilon) A_b)` (Schulman et
+    al. 2017, https://arxiv.org/abs/1707.06347, equation 7).
+
+    :param ratio: :math:`\rho`, the policy's probability of actions over that of the policy that drew them, ``(batch,)``
+    :param advantages: :math:`A`, ``(batch,)``
+    :param low: :math:`1 - \epsilon`, a 0-d tensor
+    :param high: :math:`1 + \epsilon`, a 0-d tensor
+    :return: scalar
+    """
+    return -th.min(advantages * ratio, advantages * th.clamp(ratio, low, high)).mean()
+
+
+def sampled_reverse_kl(log_ratio: th.Tensor, log_ratio_to_old: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\mathrm{mean}_b\, \rho_b \log(\pi(a_b|s_b) / \pi_{ref}(a_b|s_b))` over actions of an older policy, with
+    :math:`\rho_b = \pi(a_b|s_b) / \pi_{old}(a_b|s_b)`: an unbiased estimate of :math:`KL(\pi \| \pi_{ref})`, and so is
+    its gradient. It may be negative.
+
+    :param log_ratio: :math:`\log \pi / \pi_{ref}` of the actions, shape ``(batch,)``
+    :param log_ratio_to_old: :math:`\log \pi / \pi_{old}`, shape ``(batch,)``
+    :return: scalar
+    """
+    return (log_ratio_to_old.exp() * log_ratio).mean()
+
+
+def k3_reverse_kl(log_ratio: th.Tensor, log_ratio_to_old: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\mathrm{mean}_b\, \rho_b (r_b - 1 - \log r_b)` with :math:`r_b = \pi_{ref}(a_b|s_b) / \pi(a_b|s_b)`: as
+    :func:`sampled_reverse_kl`, never negative, and with less variance where the policies are near each other (Schulman
+    2020, http://joschu.net/blog/kl-approx.html).
+
+    :param log_ratio: :math:`\log \pi / \pi_{ref}` of the actions, shape ``(batch,)``
+    :param log_ratio_to_old: :math:`\log \pi / \pi_{old}`, shape ``(batch,)``
+    :return: scalar
+    """
+    return (log_ratio_to_old.exp() * (th.expm1(-log_ratio) + log_ratio)).mean()
+
+
+def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, ref_mean: th.Tensor, ref_log_std: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`KL(N(\mu, \sigma) \| N(\mu_r, \sigma_r)) = \sum_i \log\frac{\sigma_{ri}}{\sigma_i} +
+    \frac{\sigma_i^2 + (\mu_i - \mu_{ri})^2}{2 \sigma_{ri}^2} - \frac{1}{2}`.
+
+    :param mean: shape ``(batch, dim)``, like all
+    :return: shape ``(batch,)``
+    """
+    ratio = log_std - ref_log_std
+    z = (mean - ref_mean) * (-ref_log_std).exp()
+    return (0.5 * ((2 * ratio).exp() + z.square() - 1) - ratio).sum(dim=-1)
+
+
+def categorical_kl(log_probs: th.Tensor, ref_log_probs: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\sum_i p_i (\log p_i - \log r_i)`.
+
+    :param log_probs: normalised, shape ``(batch, n)``, like the other
+    :return: shape ``(batch,)``
+    """
+    return (log_probs.exp() * (log_probs - ref_log_probs)).sum(dim=-1)
+
+
+def bernoulli_kl(logits: th.Tensor, ref_logits: th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\sum_i p_i \log\frac{p_i}{r_i} + (1 - p_i) \log\frac{1 - p_i}{1 - r_i}` of independent bits.
+
+    :param logits: :math:`\log p / (1 - p)`, shape ``(batch, n)``, like the other
+    :return: shape ``(batch,)``
+    """
+    both, ref = (
+        th.stack([th.nn.functional.logsigmoid(x), th.nn.functional.logsigmoid(-x)], -1) for x in (logits, ref_logits)
+    )
+    return categorical_kl(both, ref).sum(dim=-1)

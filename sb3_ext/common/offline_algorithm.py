@@ -1,6 +1,5 @@
 """What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
 
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
 from sb3_ext.common.schedules import as_schedule
+from sb3_ext.common.signatures import joint_signature
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
@@ -167,7 +167,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # For `help`, completion and RL Zoo: constructors end in **kwargs, which are arguments of the next class
-        cls.__signature__ = _joint_signature(cls)  # type: ignore[attr-defined]
+        cls.__signature__ = joint_signature(cls)  # type: ignore[attr-defined]
 
     def _check_arguments(self) -> None:
         if not 0 <= self.offline_ratio <= 1:
@@ -423,21 +423,6 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]
         return ["policy", *(f"{name}.optimizer" for name in names)], []
-
-
-def _joint_signature(cls: type) -> inspect.Signature:
-    """Arguments of a constructor, and in place of its ``**kwargs`` those of the constructors that they go to."""
-    parameters: dict[str, inspect.Parameter] = {}
-    for parent in cls.__mro__:
-        if "__init__" not in vars(parent):
-            continue
-        own = list(inspect.signature(parent.__init__).parameters.values())[1:]  # type: ignore[misc]
-        for parameter in own:
-            if parameter.kind is not parameter.VAR_KEYWORD:
-                parameters.setdefault(parameter.name, parameter)
-        if all(parameter.kind is not parameter.VAR_KEYWORD for parameter in own):
-            break
-    return inspect.Signature(sorted(parameters.values(), key=lambda parameter: parameter.kind))
 
 
 class _NoEnvironment(DummyVecEnv):

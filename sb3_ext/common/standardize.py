@@ -1,8 +1,11 @@
 """Observation standardisation as a part of the policy: saved with it, and ``predict`` takes raw observations."""
 
+from typing import Any
+
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
@@ -47,3 +50,20 @@ def set_statistics(policy: nn.Module, observations: np.ndarray) -> None:
     for module in policy.modules():
         if isinstance(module, StandardizingExtractor):
             module.set_statistics(observations)
+
+
+def with_standardizing_extractor(policy_kwargs: dict[str, Any], observation_space: spaces.Space) -> dict[str, Any]:
+    """
+    A policy's arguments with :class:`StandardizingExtractor` among them.
+
+    :raises ValueError: observations are no vectors, or another extractor is asked for.
+    """
+    if not isinstance(observation_space, spaces.Box) or is_image_space(observation_space):
+        raise ValueError(
+            f"standardize_observations works on vectors, not on {observation_space}. "
+            "Wrap the environment in VecNormalize instead."
+        )
+    extractor = policy_kwargs.get("features_extractor_class", StandardizingExtractor)
+    if extractor is not StandardizingExtractor:
+        raise ValueError(f"standardize_observations and the features extractor {extractor} exclude each other.")
+    return {**policy_kwargs, "features_extractor_class": StandardizingExtractor}

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_wrapper
 
@@ -12,9 +13,19 @@ from sb3_ext.datasets.dataset import Dataset, Observations, leaves
 from sb3_ext.datasets.errors import DatasetError
 
 
+def env_spec(env: VecEnv) -> EnvSpec | None:
+    """How to make a model's environment once more; None if it was not made by ``gym.make``."""
+    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+    if spec is None:
+        return None
+    # SB3's Monitor adds itself to the spec, but cannot be made from it, and changes nothing
+    wrappers = tuple(wrapper for wrapper in spec.additional_wrappers if wrapper.name != "Monitor")
+    return replace(spec, additional_wrappers=wrappers)
+
+
 def check_env_id(dataset: Dataset, env: VecEnv) -> None:
     """:raises DatasetError: the dataset names another environment"""
-    spec = env.get_attr("spec")[0] if env.has_attr("spec") else None
+    spec = env_spec(env)
     if spec is not None and dataset.env_id not in (None, spec.id):
         raise DatasetError(
             f"{dataset.source} was recorded in {dataset.env_id}, but the model's environment is {spec.id}. If that is "

@@ -6,8 +6,8 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +33,9 @@ MAX_COMPILE_SHARE = 0.05
 EAGER_OVERHEAD_SECONDS, EAGER_FLOPS_PER_SECOND = 2e-3, 200e9
 # Forward pass, gradient of the activations and of the weights: a multiplication and an addition each
 FLOPS_PER_PARAMETER_AND_ROW = 6
+
+# As in PyTorch's clip_grad_norm_
+CLIP_EPSILON = 1e-6
 
 # Further batch sizes and patterns of updates, of which there may be many, run eagerly
 MAX_RECORDINGS = 8
@@ -60,6 +63,7 @@ class UpdateEngine:
     :param backend: one of the above
     :param precision: ``"fp32"`` or ``"bf16"`` matrix products
     :param verbose: 1 to print the choice
+    :param as_sb3: leave fp32 products to PyTorch in eager mode, for updates that are SB3's to the last bit
     :raises ValueError: an unknown backend or precision
     """
 
@@ -71,6 +75,7 @@ class UpdateEngine:
         backend: str = "auto",
         precision: str = "fp32",
         verbose: int = 0,
+        as_sb3: bool = False,
     ):
         check_arguments(backend, precision)
         self.policy = policy
@@ -78,6 +83,7 @@ class UpdateEngine:
         self.optimizers = list(optimizers)
         self.constants = constants
         self.requested, self.precision, self.verbose = backend, precision, verbose
+        self.as_sb3 = as_sb3
         self.backend, self._compiles, self._is_planned = "eager", False, False
         self._recordings: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
         self._rates = {id(optimizer): th.zeros((), device=self.device) for optimizer in self.optimizers}
@@ -118,7 +124,8 @@ class UpdateEngine:
         if self.verbose > 0:
             words = {"eager": "eagerly", "compiled": "compiled", "cudagraph": "as CUDA graphs"}[self.backend]
             how = " of compiled updates" if self.backend == "cudagraph" and self._compiles else ""
-            print(f"Updates run {words}{how} ({reason}), {describe(self.device, self.precision)}")
+            products = "products as in SB3" if self._leaves_products_alone() else describe(self.device, self.precision)
+            print(f"Updates run {words}{how} ({reason}), {products}")
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -131,8 +138,11 @@ class UpdateEngine:
             self._refresh()
         if not self._compiles:  # compiled updates have the mode in them
             self.policy.set_training_mode(True)
-        with matmul_precision(self.device, self.precision):
+        with nullcontext() if self._leaves_products_alone() else matmul_precision(self.device, self.precision):
             yield
+
+    def _leaves_products_alone(self) -> bool:
+        return self.as_sb3 and self.backend == "eager" and self.precision == "fp32"
 
     def run(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call an update function."""
@@ -176,22 +186,50 @@ class UpdateEngine:
                 return function(pattern, *arguments)
         return replay(leaves)
 
-    def minimize(self, loss: th.Tensor, optimizer: th.optim.Optimizer) -> None:
+    def minimize(self, loss: th.Tensor, optimizer: th.optim.Optimizer, max_grad_norm: float | None = None) -> None:
         """One step of an optimizer on a scalar loss of its parameters."""
+        self.step(optimizer, self.gradients(loss, optimizer), max_grad_norm)
+
+    def gradients(
+        self, loss: th.Tensor, optimizer: th.optim.Optimizer, only: Collection[nn.Parameter] | None = None
+    ) -> list[th.Tensor | None]:
+        """
+        :param loss: scalar
+        :param only: parameters to find the gradients of; all that learn where it is None
+        :return: one for each of the optimizer's parameters, None where the loss does not depend on it
+        """
         if id(optimizer) not in self._rates:
             raise ValueError(f"{optimizer} is not among the optimizers of this engine: return it from `_optimizers`.")
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        learning = [parameter for parameter in parameters if parameter.requires_grad]
+        parameters = _parameters(optimizer)
+        chosen = {id(parameter) for parameter in (parameters if only is None else only) if parameter.requires_grad}
+        learning = [parameter for parameter in parameters if id(parameter) in chosen]
         # Of no other networks that the loss goes through, as `backward` would
         found = iter(th.autograd.grad(loss, learning, allow_unused=True))
-        grads = [next(found) if parameter.requires_grad else None for parameter in parameters]
+        grads = [next(found) if id(parameter) in chosen else None for parameter in parameters]
         # The fused step goes through memory in order and takes no notice of strides; second derivatives come transposed
-        grads = [None if grad is None else grad.contiguous() for grad in grads]
+        return [None if grad is None else grad.contiguous() for grad in grads]
+
+    def step(
+        self, optimizer: th.optim.Optimizer, grads: Sequence[th.Tensor | None], max_grad_norm: float | None = None
+    ) -> None:
+        """
+        One step of an optimizer.
+
+        :param grads: of each of its parameters; those with None stay as they are
+        :param max_grad_norm: all gradients together are scaled down to this norm
+        """
         if self.backend == "eager":
+            parameters = _parameters(optimizer)
             for parameter, grad in zip(parameters, grads, strict=True):
                 parameter.grad = grad
+            if max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(parameters, max_grad_norm)
             optimizer.step()
             return
+        if max_grad_norm is not None:
+            norm = th.stack([grad.square().sum() for grad in grads if grad is not None]).sum().sqrt()
+            scale = (max_grad_norm / (norm + CLIP_EPSILON)).clamp(max=1.0)
+            grads = [None if grad is None else grad * scale for grad in grads]
         adam.adam_(optimizer, grads, self._rates[id(optimizer)], fused=not self._is_recording)
 
     @th.no_grad()
@@ -370,6 +408,10 @@ class UpdateEngine:
             self._marker().touch()
         except OSError:
             pass  # a full or read-only disk: the next run takes the cache for empty
+
+
+def _parameters(optimizer: th.optim.Optimizer) -> list[nn.Parameter]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def check_arguments(backend: str, precision: str) -> None:

@@ -1,0 +1,471 @@
+"""BCPPO: PPO to the last bit, divergences by hand, the reference, and learning."""
+
+import io
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from algo_checks import CHECKS, learn_and_capture
+from gymnasium import spaces
+from stable_baselines3 import PPO, SAC, TD3
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import VecNormalize
+from test_pretrain import discrete_demos, discrete_env
+from toy_envs import DiscreteEnv, reach_demos, reach_env
+
+from sb3_ext import BCPPO, REDQ
+from sb3_ext.bcppo.policies import TruncatedNormalDistribution
+from sb3_ext.common.losses import (
+    bernoulli_kl,
+    categorical_kl,
+    clipped_surrogate_loss,
+    gaussian_kl,
+    k3_reverse_kl,
+    sampled_reverse_kl,
+)
+from sb3_ext.common.reference import ANALYTIC, analytic_reverse_kl
+from sb3_ext.datasets import DatasetError
+
+SMALL = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "device": "cpu", "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def demos():
+    return reach_demos(8)
+
+
+def envs(n=2, **kwargs):
+    return make_vec_env(lambda: reach_env(**kwargs), n_envs=n, seed=0)
+
+
+def make(env=None, policy="MlpPolicy", **kwargs):
+    return BCPPO(policy, env or envs(), **{"update_backend": "eager", **SMALL, **kwargs})
+
+
+def weights(model):
+    return [tensor.detach().clone() for tensor in model.policy.state_dict().values()]
+
+
+def assert_equal(first, second):
+    for a, b in zip(first, second, strict=True):
+        th.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+# --- Losses by hand --------------------------------------------------------------------------------------------------
+
+
+def test_clipped_surrogate_loss():
+    ratio, advantages = th.tensor([1.5, 1.5, 0.5, 0.5]), th.tensor([1.0, -1.0, 1.0, -1.0])
+    # min of the two: 1.2, -1.5, 0.5, -0.8
+    loss = clipped_surrogate_loss(ratio, advantages, th.tensor(0.8), th.tensor(1.2))
+    assert loss.item() == pytest.approx(-(1.2 - 1.5 + 0.5 - 0.8) / 4)
+
+
+def test_divergences_by_hand():
+    mean, log_std = th.tensor([[1.0, 0.0]]), th.tensor([[0.0, np.log(2.0)]])
+    # log(1 / 1) + (1 + 1) / 2 - 1/2, and log(1 / 2) + 4 / 2 - 1/2
+    expected = 0.5 + np.log(0.5) + 1.5
+    assert gaussian_kl(mean, log_std, th.zeros(1, 2), th.zeros(1, 2)).item() == pytest.approx(expected, rel=1e-5)
+    p, r = th.tensor([[0.5, 0.5]]).log(), th.tensor([[0.25, 0.75]]).log()
+    expected = 0.5 * np.log(2) + 0.5 * np.log(2 / 3)
+    assert categorical_kl(p, r).item() == pytest.approx(expected, rel=1e-5)
+    # The same two, as one bit with probabilities 0.5 and 0.25, twice
+    assert bernoulli_kl(th.zeros(1, 2), th.full((1, 2), -np.log(3.0))).item() == pytest.approx(2 * expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kl", [gaussian_kl, categorical_kl, bernoulli_kl])
+def test_divergences_agree_with_pytorchs(kl):
+    th.manual_seed(0)
+    a, b, c, d = (th.randn(5, 3) for _ in range(4))
+    if kl is gaussian_kl:
+        p, r = th.distributions.Normal(a, b.exp()), th.distributions.Normal(c, d.exp())
+        found, expected = kl(a, b, c, d), th.distributions.kl_divergence(p, r).sum(dim=1)
+    elif kl is categorical_kl:
+        p, r = th.distributions.Categorical(logits=a), th.distributions.Categorical(logits=b)
+        found, expected = kl(p.logits, r.logits), th.distributions.kl_divergence(p, r)
+    else:
+        p, r = th.distributions.Bernoulli(logits=a), th.distributions.Bernoulli(logits=b)
+        found, expected = kl(a, b), th.distributions.kl_divergence(p, r).sum(dim=1)
+    th.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", [sampled_reverse_kl, k3_reverse_kl])
+def test_estimators_and_their_gradients_are_unbiased(estimator):
+    """Against the analytic divergence, over many actions of an older policy."""
+    mean, log_std = (th.tensor([x], requires_grad=True) for x in (0.3, -0.2))
+    ref_mean, ref_log_std = th.tensor([0.0]), th.tensor([0.1])
+    exact = gaussian_kl(mean, log_std, ref_mean, ref_log_std)
+    expected = th.autograd.grad(exact, [mean, log_std])
+    th.manual_seed(0)
+    old = th.distributions.Normal(th.tensor([0.2]), th.tensor([0.9]))
+    actions = old.sample((400_000,))
+    log_prob = th.distributions.Normal(mean, log_std.exp()).log_prob(actions).squeeze(1)
+    ref_log_prob = th.distributions.Normal(ref_mean, ref_log_std.exp()).log_prob(actions).squeeze(1)
+    estimate = estimator(log_prob - ref_log_prob, log_prob - old.log_prob(actions).squeeze(1))
+    assert estimate.item() == pytest.approx(exact.item(), abs=5e-3)
+    for found, right in zip(th.autograd.grad(estimate, [mean, log_std]), expected, strict=True):
+        assert found.item() == pytest.approx(right.item(), abs=1e-2)
+
+
+def test_k3_is_never_negative_and_both_are_0_at_the_reference():
+    th.manual_seed(0)
+    log_ratio, old = th.randn(100), th.randn(100)
+    assert all(k3_reverse_kl(x[None], y[None]) >= 0 for x, y in zip(log_ratio, old, strict=True))
+    assert any(sampled_reverse_kl(x[None], y[None]) < 0 for x, y in zip(log_ratio, old, strict=True))
+    for estimator in (k3_reverse_kl, sampled_reverse_kl):
+        assert estimator(th.zeros(5), old[:5]).item() == 0
+
+
+# --- Reduction -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"clip_range_vf": 0.1, "ent_coef": 0.01, "normalize_advantage": False},
+        {"target_kl": 0.003, "n_epochs": 10},
+        {"use_sde": True, "sde_sample_freq": 4},
+        {"learning_rate": lambda progress: 1e-3 * progress, "clip_range": lambda progress: 0.3 * progress},
+        {"policy_kwargs": {"share_features_extractor": False}, "batch_size": 30},
+    ],
+)
+def test_without_demonstrations_it_is_sb3s_ppo_to_the_last_bit(kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = make(**kwargs).learn(512)
+        theirs = PPO("MlpPolicy", envs(), **{**SMALL, **kwargs}).learn(512)
+    assert_equal(weights(ours), weights(theirs))
+    assert ours._n_updates == theirs._n_updates
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(2), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3)])
+def test_other_actions_to_the_last_bit_too(space):
+    class Env(DiscreteEnv):
+        def __init__(self):
+            super().__init__()
+            self.action_space = space
+
+        def step(self, action):
+            return super().step(np.asarray(action, np.float32).reshape(-1) - 0.5)
+
+    env = lambda: gym.wrappers.TimeLimit(Env(), 15)  # noqa: E731
+    ours = make(make_vec_env(env, seed=0)).learn(256)
+    theirs = PPO("MlpPolicy", make_vec_env(env, seed=0), **SMALL).learn(256)
+    assert_equal(weights(ours), weights(theirs))
+
+
+def test_advantages_against_a_sum_by_brute_force():
+    """Terminations and time limits, where the value of what would have followed is in the reward."""
+    model = make(envs(3), n_steps=100, batch_size=100, gamma=0.9, gae_lambda=0.8)
+    _, callback = model._setup_learn(300)
+    buffer = model.rollout_buffer
+    model.collect_rollouts(model.env, callback, buffer, 100)
+    rewards, values, starts = buffer.rewards, buffer.values, buffer.episode_starts
+    with th.no_grad():
+        last = model.policy.predict_values(th.as_tensor(model._last_obs)).numpy().flatten()
+    dones = model._last_episode_starts
+    assert starts[1:].sum() > 5
+    ends, next_values = np.vstack([starts[1:], dones]), np.vstack([values[1:], last])
+    deltas = rewards + 0.9 * (1 - ends) * next_values - values
+    for env in range(3):
+        for t in range(100):
+            advantage, factor = 0.0, 1.0
+            for k in range(t, 100):
+                advantage += factor * deltas[k, env]
+                factor *= 0.9 * 0.8 * (1 - ends[k, env])
+            assert buffer.advantages[t, env] == pytest.approx(advantage, abs=1e-5)
+
+
+# --- The reference ---------------------------------------------------------------------------------------------------
+
+
+def reference_bytes(model):
+    stream = io.BytesIO()
+    th.save(model.reference.state_dict(), stream)
+    return stream.getvalue()
+
+
+def test_reference_is_the_clone_and_stays_so(demos, tmp_path):
+    model = make(demos=demos, bc_pretrain_steps=50, kl_coef=0.1)
+    model.learn(0)
+    assert_equal(model.reference.state_dict().values(), model.policy.state_dict().values())
+    before = reference_bytes(model)
+    model.learn(512, reset_num_timesteps=False)
+    assert reference_bytes(model) == before
+    assert any((a != b).any() for a, b in zip(weights(model), model.reference.state_dict().values(), strict=True))
+    assert not model.reference.training and not any(p.requires_grad for p in model.reference.parameters())
+    optimized = {id(p) for group in model.policy.optimizer.param_groups for p in group["params"]}
+    assert not optimized & {id(p) for p in model.reference.parameters()}
+
+    model.save(tmp_path / "model")
+    loaded = BCPPO.load(tmp_path / "model", env=envs())
+    assert reference_bytes(loaded) == before
+    loaded.learn(128, reset_num_timesteps=False)  # without its demonstrations, which it no longer needs
+    assert reference_bytes(loaded) == before
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "TruncatedNormalMlpPolicy"])
+@pytest.mark.parametrize("estimator", ["auto", "importance", "k3"])
+def test_divergence_is_0_before_the_first_update(policy, estimator, demos):
+    model = make(policy=policy, demos=demos, bc_pretrain_steps=50, kl_estimator=estimator, n_epochs=1, batch_size=128)
+    logged = learn_and_capture(model, 128)  # one minibatch: its metrics are those before the step
+    assert logged["train/reverse_kl"] == (0 if estimator == "auto" else pytest.approx(0, abs=1e-6))
+    assert logged["train/kl_coef"] == pytest.approx(0.1)
+
+
+def test_a_larger_coefficient_stays_nearer(demos):
+    found, reference = [], make(demos=demos, bc_pretrain_steps=50, kl_coef=0.1).learn(0).reference
+    for kl_coef in (0.0, 1.0, 100.0):
+        model = make(demos=demos, bc_pretrain_steps=50, kl_coef=kl_coef, learning_rate=3e-3).learn(640)
+        with th.no_grad():
+            obs = th.as_tensor(demos.observations)
+            kl = analytic_reverse_kl(model.policy.get_distribution(obs), reference.get_distribution(obs))
+        found.append(kl.mean().item())
+    assert found[0] > found[1] > found[2]
+
+
+def test_target_adapts_the_coefficient(demos):
+    far = make(demos=demos, bc_pretrain_steps=50, target_reverse_kl=1e-6, learning_rate=3e-3).learn(640)
+    near = make(demos=demos, bc_pretrain_steps=50, target_reverse_kl=1e3).learn(640)
+    assert far._kl_factor > 1 > near._kl_factor
+    assert far._scalars()["kl_coef"].item() == pytest.approx(0.1 * far._kl_factor)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, SAC, REDQ])
+def test_other_models_as_reference(algorithm, tmp_path):
+    other = algorithm("MlpPolicy", reach_env(), seed=1, device="cpu").learn(150)
+    model = make(reference=other, kl_coef=0.5)
+    logged = learn_and_capture(model, 256)
+    assert np.isfinite(logged["train/reverse_kl"]) and logged["train/reverse_kl"] > 0
+    model.save(tmp_path / "model")
+    loaded = BCPPO.load(tmp_path / "model", env=envs())
+    assert reference_bytes(loaded) == reference_bytes(model)
+    loaded.learn(128)
+
+
+def test_references_that_do_not_fit_are_refused(demos):
+    with pytest.raises(TypeError, match="no action distribution"):
+        make(reference=TD3("MlpPolicy", reach_env(), device="cpu"))
+    with pytest.raises(TypeError, match="must be a model"):
+        make(reference="model.zip")
+    with pytest.raises(ValueError, match="action_space"):
+        make(reference=PPO("MlpPolicy", discrete_env(), device="cpu"))
+    with pytest.raises(ValueError, match="leaves reference unused"):
+        make(reference=PPO("MlpPolicy", reach_env(), device="cpu"), kl_coef=0)
+
+
+def test_every_analytic_divergence_of_a_policy_from_itself_is_0():
+    th.manual_seed(0)
+    for kind in ANALYTIC:
+        distribution = kind([2, 3]) if kind.__name__.startswith("Multi") else kind(5)
+        parameters = (th.randn(4, 5), th.zeros(5)) if kind.__name__.startswith("Diag") else (th.randn(4, 5),)
+        distribution.proba_distribution(*parameters)
+        assert analytic_reverse_kl(distribution, distribution).tolist() == [0] * 4
+
+
+# --- Arguments -------------------------------------------------------------------------------------------------------
+
+
+def test_value_warmup_moves_the_value_function_alone(demos):
+    model = make(demos=demos, bc_pretrain_steps=50, value_warmup_steps=256).learn(0)
+    before = dict(model.policy.named_parameters())
+    before = {name: parameter.detach().clone() for name, parameter in before.items()}
+    model.learn(256, reset_num_timesteps=False)
+    changed = {name for name, p in model.policy.named_parameters() if (p != before[name]).any()}
+    assert changed == {name for name in before if "value" in name}
+    model.learn(128, reset_num_timesteps=False)
+    assert any((p != before[name]).any() for name, p in model.policy.named_parameters() if "action_net" in name)
+
+
+def test_an_accumulated_epoch_is_one_step_on_the_whole_rollout(demos):
+    arguments = {"demos": demos, "bc_pretrain_steps": 20, "max_grad_norm": 10.0}
+    sliced = make(accumulate_epoch=True, batch_size=32, **arguments).learn(256)
+    whole = make(accumulate_epoch=False, batch_size=128, **arguments).learn(256)
+    for a, b in zip(weights(sliced), weights(whole), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+    steps = [next(iter(model.policy.optimizer.state.values()))["step"] for model in (sliced, whole)]
+    assert steps == [6, 6]
+
+
+def test_cloning_goes_on_during_learning(demos):
+    found = []
+    for bc_coef in (0.0, 1.0):
+        model = make(demos=demos, bc_pretrain_steps=20, kl_coef=0, bc_coef=bc_coef, learning_rate=1e-3)
+        logged = learn_and_capture(model, 640)
+        obs, actions = th.as_tensor(demos.observations), th.as_tensor(demos.actions)
+        found.append(model.policy.get_distribution(obs).log_prob(actions).mean().item())
+        assert ("train/bc_coef" in logged) == (bc_coef > 0)
+    assert found[1] > found[0] + 0.1
+
+
+def test_schedules_of_coefficients(demos):
+    model = make(demos=demos, bc_pretrain_steps=10, kl_coef="lin_0.4", bc_coef="lin_0.2")
+    logged = learn_and_capture(model, 512)
+    # Four rollouts; SB3 takes the progress after each
+    assert logged["train/kl_coef"] == pytest.approx(0.0, abs=1e-6)
+    assert model._scalars()["bc_coef"].item() == pytest.approx(0.0, abs=1e-6)
+    model._current_progress_remaining = 0.5
+    assert model._scalars()["kl_coef"].item() == pytest.approx(0.2)
+
+
+def test_metrics_are_written_with_the_update_that_they_describe(demos):
+    model = make(demos=demos, bc_pretrain_steps=10, bc_coef=0.1)
+    logged = learn_and_capture(model, 128)  # a single rollout: SB3's PPO would write none
+    names = "reverse_kl kl_coef bc_loss approx_kl clip_fraction explained_variance std".split()
+    assert {f"train/{name}" for name in names} <= set(logged)
+    assert logged["train/n_updates"] == 3 and logged["time/total_timesteps"] == 128
+    assert "rollout/success_rate" in logged
+
+
+def test_target_kl_stops_early():
+    model = make(target_kl=1e-8, n_epochs=5, learning_rate=1e-2).learn(128)
+    assert model._n_updates == 1
+    accumulated = make(target_kl=1e-8, n_epochs=5, learning_rate=1e-2, accumulate_epoch=True).learn(128)
+    assert accumulated._n_updates == 2
+
+
+def test_normalisation_starts_from_the_demonstrations_and_is_frozen(demos):
+    env = VecNormalize(envs())
+    model = make(env, demos=demos, bc_pretrain_steps=20, freeze_normalization=True).learn(256)
+    np.testing.assert_allclose(env.obs_rms.mean, demos.frames.mean(axis=0), atol=1e-3)
+    assert not env.training and model.reference is not None
+    moving = VecNormalize(envs())
+    make(moving, demos=demos, bc_pretrain_steps=20).learn(256)
+    assert moving.training and moving.obs_rms.count > len(demos)
+
+
+def test_standardized_observations_and_the_reference_share_statistics(demos):
+    model = make(demos=demos, bc_pretrain_steps=20, standardize_observations=True).learn(128)
+    for policy in (model.policy, model.reference):
+        np.testing.assert_allclose(policy.features_extractor.mean, demos.observations.mean(axis=0), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bc_pretrain_steps": 10}, "need demonstrations"),
+        ({"bc_coef": 0.1}, "need demonstrations"),
+        ({"kl_coef": 0.1}, "need a policy to stay near to"),
+        ({"target_reverse_kl": 0.1}, "need a policy to stay near to"),
+        ({"kl_estimator": "k2"}, "must be one of"),
+        ({"bc_batch_size": 0}, "at least 1"),
+        ({"value_warmup_steps": -1}, "at least 0"),
+        ({"target_reverse_kl": 0.0}, "must be positive"),
+        ({"kl_coef": -1.0}, "not negative"),
+        ({"update_backend": "fast"}, "must be one of"),
+    ],
+)
+def test_bad_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        make(**arguments)
+
+
+def test_unused_and_missing_demonstrations_are_told(demos, tmp_path):
+    with pytest.raises(ValueError, match="nothing uses them"):
+        make(demos=demos)
+    with pytest.raises(ValueError, match="there is none"):
+        make(demos=demos, bc_pretrain_steps=1, freeze_normalization=True)
+    with pytest.raises(ValueError, match="leaves target_reverse_kl unused"):
+        make(demos=demos, bc_pretrain_steps=1, kl_coef=0, target_reverse_kl=0.1)
+    model = make(demos=demos, bc_pretrain_steps=10, bc_coef=0.1)
+    model.save(tmp_path / "model")
+    loaded = BCPPO.load(tmp_path / "model", env=envs())
+    with pytest.raises(DatasetError, match="were in memory"):
+        loaded.learn(128)
+    BCPPO.load(tmp_path / "model", env=envs(), demos=demos).learn(128)
+    with pytest.raises(ValueError, match="Box actions"):
+        make(discrete_env(), policy="TruncatedNormalMlpPolicy")
+
+
+# --- Policies, environments, backends --------------------------------------------------------------------------------
+
+
+def test_truncated_normal_by_hand():
+    distribution = TruncatedNormalDistribution(2)
+    distribution.proba_distribution(th.zeros(1, 2), th.full((1, 2), -1.0))
+    log_prob = distribution.log_prob(th.tensor([[0.5, -1.0]]))
+    expected = sum(-0.5 * (x * np.e) ** 2 + 1 - 0.5 * np.log(2 * np.pi) for x in (0.5, -1.0))
+    assert log_prob.item() == pytest.approx(expected, rel=1e-5)
+    assert distribution.entropy().item() == pytest.approx(2 * (0.5 * np.log(2 * np.pi * np.e) - 1), rel=1e-5)
+    th.manual_seed(0)
+    distribution.proba_distribution(th.full((1000, 2), 3.0), th.zeros(1000, 2))
+    samples = distribution.sample()
+    assert samples.abs().max() <= 1 and (samples == 1).float().mean() > 0.3
+    th.testing.assert_close(distribution.mode(), th.tanh(th.full((1000, 2), 3.0)))
+
+
+def test_truncated_normal_policy_has_the_networks_of_the_recipe():
+    policy = make(policy="TruncatedNormalMlpPolicy").policy
+    norms = [type(layer).__name__ for layer in policy.mlp_extractor.value_net]
+    assert norms.count("LayerNorm") == 2
+    assert "LayerNorm" not in [type(layer).__name__ for layer in policy.mlp_extractor.policy_net]
+    with th.no_grad():
+        std = policy.get_distribution(th.zeros(1, 3)).distribution.log_scale.exp()
+    th.testing.assert_close(std, th.full((1, 2), float(np.exp(-2))), rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("policy", ["MlpPolicy", "TruncatedNormalMlpPolicy"])
+def test_it_is_an_algorithm_like_all(policy, check, demos, tmp_path):
+    def make_model(env, seed=0):
+        arguments = {"n_steps": 15, "batch_size": 15, "n_epochs": 2, "device": "cpu", "bc_coef": 0.1}
+        return Lenient(policy, env, seed=seed, demos=demos, bc_pretrain_steps=10, update_backend="eager", **arguments)
+
+    class Lenient(BCPPO):
+        """Takes the demonstrations from here where it is loaded without."""
+
+        def _reload_demos(self):
+            self.demos = demos
+            super()._reload_demos()
+
+    check(make_model, tmp_path)
+
+
+def test_dict_observations_and_discrete_actions():
+    model = make(
+        envs(dict_obs=True), policy="MultiInputPolicy", demos=reach_demos(5, dict_obs=True), bc_pretrain_steps=9
+    )
+    assert learn_and_capture(model, 128)["train/reverse_kl"] >= 0
+    model = make(make_vec_env(discrete_env, seed=0), demos=discrete_demos(), bc_pretrain_steps=9, bc_coef=0.1)
+    assert learn_and_capture(model, 64)["train/reverse_kl"] >= 0
+
+
+@pytest.mark.filterwarnings("error:Compiling the update failed")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {},
+        {"policy": "TruncatedNormalMlpPolicy", "value_warmup_steps": 128, "bc_coef": 0.1},
+        {"accumulate_epoch": True, "clip_range_vf": 0.2, "kl_estimator": "importance", "target_kl": 1.0},
+    ],
+)
+def test_compiled_updates_give_the_same_numbers(arguments, demos):
+    eager, compiled = (
+        make(demos=demos, bc_pretrain_steps=20, update_backend=backend, **arguments).learn(256)
+        for backend in ("eager", "compiled")
+    )
+    for a, b in zip(weights(eager), weights(compiled), strict=True):
+        th.testing.assert_close(a, b, rtol=1e-2, atol=1e-4)
+
+
+# --- Learning --------------------------------------------------------------------------------------------------------
+
+
+def test_it_keeps_what_it_has_cloned_and_improves_on_it():
+    env = envs(4)
+    model = make(env, demos=reach_demos(3), bc_pretrain_steps=150, value_warmup_steps=512, n_steps=128, batch_size=64)
+    model.learn(0)
+    cloned = success(model)
+    model.learn(512 + 512, reset_num_timesteps=False)  # the first update
+    assert success(model) >= 0.9 * cloned
+    model.learn(6000, reset_num_timesteps=False)
+    assert success(model) >= max(cloned, 0.9)
+
+
+def success(model):
+    rewards, _ = evaluate_policy(model, reach_env(), n_eval_episodes=50, return_episode_rewards=True, warn=False)
+    return np.mean(np.array(rewards) > 0)
