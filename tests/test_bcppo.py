@@ -119,6 +119,24 @@ def test_k3_is_never_negative_and_both_are_0_at_the_reference():
         assert estimator(th.zeros(5), old[:5]).item() == 0
 
 
+def test_k3_stays_finite_far_from_the_reference():
+    log_ratio = th.tensor([-300.0, 0.0], requires_grad=True)
+    loss = k3_reverse_kl(log_ratio, th.tensor([-300.0, 0.0]))
+    # rho r = 1 in the first
+    assert loss.item() == pytest.approx(0.5)
+    loss.backward()
+    assert th.isfinite(log_ratio.grad).all()
+    for x in (-10.001, -9.999):
+        expected = np.exp(-x) - 1 + x
+        assert k3_reverse_kl(th.tensor([x]), th.zeros(1)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_is_told():
+    model = make(learning_rate=1e10, max_grad_norm=1e10)
+    with pytest.raises(ValueError, match="no longer finite"):
+        model.learn(1024)
+
+
 # --- Reduction -------------------------------------------------------------------------------------------------------
 
 
@@ -262,7 +280,7 @@ def test_every_analytic_divergence_of_a_policy_from_itself_is_0():
     th.manual_seed(0)
     for kind in ANALYTIC:
         distribution = kind([2, 3]) if kind.__name__.startswith("Multi") else kind(5)
-        parameters = (th.randn(4, 5), th.zeros(5)) if kind.__name__.startswith("Diag") else (th.randn(4, 5),)
+        parameters = (th.randn(4, 5), th.zeros(5))[: 2 if "Normal" in kind.__name__ or "Diag" in kind.__name__ else 1]
         distribution.proba_distribution(*parameters)
         assert analytic_reverse_kl(distribution, distribution).tolist() == [0] * 4
 

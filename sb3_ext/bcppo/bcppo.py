@@ -80,9 +80,9 @@ class BCPPO(PPO):
     :param bc_learning_rate: Learning rate of cloning: a number, a schedule, or a string such as ``"lin_1e-3"``.
     :param bc_coef: Factor of the cloning loss in PPO's, at least 0; likewise.
     :param kl_coef: :math:`\beta`, at least 0; likewise. By default 0.1 where there is a reference.
-    :param kl_estimator: ``"auto"`` computes the divergence where there is a formula (Gaussian, categorical,
-        multi-categorical, Bernoulli) and takes ``"k3"`` elsewhere; ``"importance"`` or ``"k3"`` estimates it from the
-        rollout's actions (:func:`~sb3_ext.common.losses.sampled_reverse_kl`,
+    :param kl_estimator: ``"auto"`` computes the divergence where there is a formula (Gaussian, truncated normal,
+        categorical, multi-categorical, Bernoulli) and takes ``"k3"`` elsewhere; ``"importance"`` or ``"k3"`` estimates
+        it from the rollout's actions (:func:`~sb3_ext.common.losses.sampled_reverse_kl`,
         :func:`~sb3_ext.common.losses.k3_reverse_kl`).
     :param target_reverse_kl: Divergence to aim at, positive: ``kl_coef`` becomes larger where it is exceeded and
         smaller where it is missed. None leaves it as given.
@@ -390,6 +390,11 @@ class BCPPO(PPO):
                 break
         last = metrics.means()
         means = {**all_metrics.seal().means(), **{name: last[name] for name in LAST_EPOCH if name in last}}
+        if not math.isfinite(means["loss"]):
+            raise ValueError(
+                f"The loss is no longer finite after {self.num_timesteps} timesteps: lower learning_rate or "
+                "max_grad_norm, or set target_kl, and look at train/std and train/clip_fraction up to there."
+            )
         self._log_means(means)
         for name in ("kl_coef", "bc_coef", "clip_range", "clip_range_vf"):
             if name in scalars:

@@ -18,6 +18,8 @@ from torch import nn
 
 from sb3_ext.common.actors import CLONING_MIN_LOG_STD
 from sb3_ext.common.distributions import ClampedNormal
+from sb3_ext.common.losses import gaussian_kl
+from sb3_ext.common.reference import ANALYTIC
 
 # Of the standard deviation, which the network gives for each state. Cloning would shrink it for ever where it fits
 MIN_LOG_STD, MAX_LOG_STD = CLONING_MIN_LOG_STD, 0.0
@@ -125,3 +127,7 @@ class _GaussianHeads(DiagGaussianDistribution):
     """Makes SB3's ``_build`` take the layers of :class:`TruncatedNormalDistribution`."""
 
     proba_distribution_net = TruncatedNormalDistribution.proba_distribution_net  # type: ignore[assignment]
+
+
+# Before clamping, as log-densities are; clamping brings two distributions nearer to each other, if anything
+ANALYTIC[TruncatedNormalDistribution] = lambda p, r: gaussian_kl(p.loc, p.log_scale, r.loc, r.log_scale)

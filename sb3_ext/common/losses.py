@@ -4,6 +4,9 @@ import math
 
 import torch as th
 
+# From here on exp is large, and differences with 1 are no longer rounded away
+FAR_LOG_RATIO = 10.0
+
 
 def td_target(rewards: th.Tensor, dones: th.Tensor, discounts: th.Tensor | float, next_values: th.Tensor) -> th.Tensor:
     r"""
@@ -210,7 +213,11 @@ def k3_reverse_kl(log_ratio: th.Tensor, log_ratio_to_old: th.Tensor) -> th.Tenso
     :param log_ratio_to_old: :math:`\log \pi / \pi_{old}`, shape ``(batch,)``
     :return: scalar
     """
-    return (log_ratio_to_old.exp() * (th.expm1(-log_ratio) + log_ratio)).mean()
+    # Two forms of the same number: one is exact near 0, the other where r would overflow and rho be 0
+    far = log_ratio < -FAR_LOG_RATIO
+    near_form = log_ratio_to_old.exp() * (th.expm1(-log_ratio.clamp(min=-FAR_LOG_RATIO)) + log_ratio)
+    far_form = (log_ratio_to_old - log_ratio).exp() + log_ratio_to_old.exp() * (log_ratio - 1)
+    return th.where(far, far_form, near_form).mean()
 
 
 def gaussian_kl(mean: th.Tensor, log_std: th.Tensor, ref_mean: th.Tensor, ref_log_std: th.Tensor) -> th.Tensor:
