@@ -40,7 +40,7 @@ ZOO_KEYS = {"n_timesteps", "n_envs", "normalize", "env_wrapper", "env_kwargs", "
 
 OFFLINE = [algo for algo, entry in ALGORITHMS.items() if issubclass(entry.algorithm, OfflineAlgorithm)]
 # What is run by RL Zoo from end to end, which takes seconds each
-RUN = ["redq", "iql", "rebrac"]
+RUN = ["redq", "bcppo", "iql", "rebrac"]
 # What makes a run of 30 steps cheap, beside one demonstration and small batches
 CHEAP = {"redq": ["demos:'scripted:1'", "bc_pretrain_steps:20", "batch_size:32"]}
 CHEAP_SEARCH = {"redq": [*CHEAP["redq"], "learning_starts:25"]}

@@ -22,11 +22,13 @@ class CosineSchedule:
 
 def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     """
-    :param value: a constant, RL Zoo's ``"lin_0.5"`` (from 0.5 down to 0), ``"cos_0.5"`` (likewise by a cosine), or a
-        function of the remaining progress, which goes from 1 to 0
+    :param value: a constant, also as the text that YAML makes of 3e-5, RL Zoo's ``"lin_0.5"`` (from 0.5 down to 0),
+        ``"cos_0.5"`` (likewise by a cosine), or a function of the remaining progress, which goes from 1 to 0
     :param name: the argument's name, for the message
     :raises ValueError: the string is not of that form, or the first value is negative.
     """
+    if isinstance(value, str) and _is_number(value):
+        value = float(value)
     if isinstance(value, str):
         prefix, _, start = value.partition("_")
         try:
@@ -46,3 +48,11 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     if not schedule(1.0) >= 0:  # NaN too
         raise ValueError(f"{name}={value!r} must be a number that is not negative.")
     return schedule
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

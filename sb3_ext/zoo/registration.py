@@ -17,6 +17,7 @@ import sb3_ext_envs
 from rl_zoo_configs import config_path
 from sb3_ext.awac import AWAC
 from sb3_ext.bc import BC
+from sb3_ext.bcppo import BCPPO
 from sb3_ext.calql import CalQL
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.datasets import DatasetError, load, make_eval_env
@@ -39,6 +40,7 @@ class ZooEntry:
 
 
 ALGORITHMS: dict[str, ZooEntry] = {
+    "bcppo": ZooEntry(BCPPO, samplers.sample_bcppo_params),
     "redq": ZooEntry(REDQ, samplers.sample_redq_params),
     "bc": ZooEntry(BC, samplers.sample_bc_params),
     "awac": ZooEntry(AWAC, samplers.sample_awac_params),

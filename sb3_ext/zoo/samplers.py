@@ -44,6 +44,24 @@ def sample_redq_params(
     return _convert(trial, sampled)
 
 
+def sample_bcppo_params(
+    trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
+) -> dict[str, Any]:
+    """How far and how fast the policy leaves its clone; demonstrations and cloning stay as configured."""
+    sampled = {
+        "learning_rate": trial.suggest_float("learning_rate", 3e-6, 1e-3, log=True),
+        "batch_size_pow": trial.suggest_int("batch_size_pow", 6, 10),
+        "net_arch": trial.suggest_categorical("net_arch", list(NET_ARCHS)),
+        "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True),
+        "gae_lambda": trial.suggest_float("gae_lambda", 0.8, 0.99),
+        "n_epochs": trial.suggest_categorical("n_epochs", [3, 5, 10, 20]),
+        "ent_coef": trial.suggest_float("ent_coef", 1e-6, 0.01, log=True),
+        "kl_coef": trial.suggest_float("kl_coef", 1e-3, 10, log=True),
+        "target_kl": trial.suggest_categorical("target_kl", [0.01, 0.03, 0.1]),
+    }
+    return _convert(trial, sampled)
+
+
 # Offline algorithms. Their ranges hold the papers' values. Temperatures and weights of losses depend on the scale of
 # values: with a reward of -1 a step these lie near -100, where D4RL's rewards of 0 and 1 give less than 1.
 
