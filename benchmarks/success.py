@@ -3,12 +3,15 @@ Success rate against environment steps: one run, one CSV.
 
     python benchmarks/success.py --env MetaWorldSparse/hammer-v3 --seed 0 --timesteps 20000 --output runs/hammer
 
-The hyper-parameters are those of ``rl_zoo_configs/redq.yml``; ``--set`` changes single ones. ``--algo sac`` is SB3's
-SAC with the same demonstrations in its replay buffer. The same evaluation episodes are played for every run.
+The hyper-parameters are those of ``rl_zoo_configs/redq.yml`` or ``bcppo.yml``; ``--set`` changes single ones. ``--algo
+sac`` is SB3's SAC with the same demonstrations in its replay buffer, ``ppo`` SB3's PPO with its defaults and no
+demonstrations, ``ppo-pretrained`` SB3's PPO with BCPPO's policy and settings after ``sb3_ext.bc.pretrain``. The same
+evaluation episodes are played for every run.
 """
 
 import argparse
 import csv
+import inspect
 import time
 from pathlib import Path
 from typing import Any
@@ -17,12 +20,14 @@ import gymnasium as gym
 import numpy as np
 import torch as th
 import yaml
-from stable_baselines3 import SAC
+from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 
 import rl_zoo_configs
-from sb3_ext import REDQ
+from sb3_ext import BCPPO, REDQ
+from sb3_ext.bc import pretrain
+from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
 from sb3_ext.datasets import load_demonstrations
 
 # Far from the seeds of training, which are small numbers
@@ -90,18 +95,35 @@ def sac_with_demos(env_id: str, seed: int, demos: str) -> SAC:
     return model
 
 
+def pretrained_ppo(env_id: str, seed: int, recipe: dict[str, Any]) -> PPO:
+    """SB3's PPO with BCPPO's policy and those of its settings that are PPO's, a clone at first."""
+    kwargs = {key: value for key, value in recipe.items() if key in inspect.signature(PPO).parameters}
+    kwargs["policy"] = BCPPO.policy_aliases[recipe["policy"]]
+    if recipe["standardize_observations"]:
+        kwargs["policy_kwargs"] = {"features_extractor_class": StandardizingExtractor}
+    model = PPO(env=env_id, seed=seed, device="cpu", **{**kwargs, "learning_rate": float(recipe["learning_rate"])})
+    demos = load_demonstrations(recipe["demos"], gym.spec(env_id), seed)
+    set_statistics(model.policy, demos.observations)
+    pretrain(model, demos, steps=recipe["bc_pretrain_steps"], learning_rate=recipe["bc_learning_rate"])
+    return model
+
+
 def make_model(algo: str, env_id: str, seed: int, overrides: dict[str, Any]) -> BaseAlgorithm:
-    configs = yaml.safe_load(rl_zoo_configs.config_path("redq").read_text())
+    if algo == "ppo":
+        return PPO("MlpPolicy", env_id, seed=seed, device="cpu", **overrides)
+    configs = yaml.safe_load(rl_zoo_configs.config_path("bcppo" if "ppo" in algo else "redq").read_text())
     hyperparams = {**configs[env_id], **overrides}
     del hyperparams["n_timesteps"]
     if algo == "sac":
         return sac_with_demos(env_id, seed, hyperparams["demos"])
-    return REDQ(env=env_id, seed=seed, device="cpu", **hyperparams)
+    if algo == "ppo-pretrained":
+        return pretrained_ppo(env_id, seed, hyperparams)
+    return {"redq": REDQ, "bcppo": BCPPO}[algo](env=env_id, seed=seed, device="cpu", **hyperparams)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--algo", choices=["redq", "sac"], default="redq")
+    parser.add_argument("--algo", choices=["redq", "sac", "bcppo", "ppo", "ppo-pretrained"], default="redq")
     parser.add_argument("--env", default="MetaWorldSparse/hammer-v3")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timesteps", type=int, default=20_000)

@@ -54,6 +54,19 @@ def test_python_of_the_offline_page_runs(tmp_path):
     assert (tmp_path / "iql.zip").exists()
 
 
+def test_python_of_the_bcppo_page_runs(tmp_path):
+    training, cloning = blocks("docs/bcppo.md", "python")
+    small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("20_000", "20")
+    small = small.replace("value_warmup_steps=8192", "value_warmup_steps=64, n_steps=64")
+    (tmp_path / "bcppo.py").write_text(small)
+    run(tmp_path, "bcppo.py")
+    assert (tmp_path / "hammer.zip").exists()
+    small = cloning.replace("2_000", "20").replace('hammer-v3")', 'hammer-v3", n_steps=64)').replace("2_048", "64")
+    assert small.count("64") == 2
+    (tmp_path / "cloning.py").write_text(small)
+    run(tmp_path, "cloning.py")
+
+
 def test_commands_of_the_datasets_page_run(tmp_path):
     (commands,) = blocks("docs/datasets.md", "bash")
     small = commands.replace("100000", "2000")

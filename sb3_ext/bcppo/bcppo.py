@@ -176,7 +176,7 @@ class BCPPO(PPO):
             if demos is not None:
                 self._load_demos()
             if reference is not None:
-                self._set_reference(getattr(reference, "policy", reference))
+                self._set_reference(reference.policy if isinstance(reference, BaseAlgorithm) else reference)
 
     def _check_arguments(self, reference: Any) -> None:
         for name, least in (("bc_pretrain_steps", 0), ("bc_batch_size", 1), ("value_warmup_steps", 0)):

@@ -42,7 +42,9 @@ class TruncatedNormalDistribution(Distribution):
         super().__init__()
         self.action_dim = action_dim
 
-    def proba_distribution_net(self, latent_dim: int, log_std_init: float = 0.0) -> tuple[nn.Module, nn.Module]:
+    def proba_distribution_net(  # type: ignore[override]
+        self, latent_dim: int, log_std_init: float = 0.0
+    ) -> tuple[nn.Module, nn.Module]:
         """
         :return: layers for the mean, before the tanh, and for the logarithm of the standard deviation
         """
@@ -93,6 +95,8 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
 
     :raises ValueError: actions are not continuous.
     """
+
+    log_std: nn.Linear  # type: ignore[assignment]
 
     def __init__(
         self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **kwargs: Any

@@ -60,7 +60,7 @@ def check_reference(reference: Any, model: BaseAlgorithm) -> None:
     :raises TypeError: it is no model or policy, or one whose actions have no density.
     :raises ValueError: it has other spaces.
     """
-    policy = getattr(reference, "policy", reference)
+    policy = reference.policy if isinstance(reference, BaseAlgorithm) else reference
     if not isinstance(policy, BasePolicy):
         raise TypeError(f"reference={reference!r} must be a model or a policy of SB3's, such as PPO.load(...).")
     spaces_of = {name: (getattr(policy, name), getattr(model, name)) for name in ("observation_space", "action_space")}
