@@ -21,8 +21,8 @@ from sb3_ext.common.distributions import ClampedNormal
 from sb3_ext.common.losses import gaussian_kl
 from sb3_ext.common.reference import ANALYTIC
 
-# Of the standard deviation, which the network gives for each state. Cloning would shrink it for ever where it fits
-MIN_LOG_STD, MAX_LOG_STD = CLONING_MIN_LOG_STD, 0.0
+# Of the standard deviation, which the network gives for each state
+MAX_LOG_STD = 0.0
 ENTROPY_OF_UNIT_NORMAL = 0.5 * math.log(2 * math.pi * math.e)
 
 MlpPolicy, CnnPolicy, MultiInputPolicy = ActorCriticPolicy, ActorCriticCnnPolicy, MultiInputActorCriticPolicy
@@ -34,13 +34,15 @@ class TruncatedNormalDistribution(Distribution):
     samples are clamped into [-1, 1]. Log-densities and the entropy are those before clamping.
 
     :param action_dim: Number of actions.
+    :param log_std_min: Least logarithm of the standard deviation, which cloning would shrink for ever where it fits.
     """
 
     distribution: ClampedNormal  # type: ignore[assignment]
 
-    def __init__(self, action_dim: int):
+    def __init__(self, action_dim: int, log_std_min: float = CLONING_MIN_LOG_STD):
         super().__init__()
         self.action_dim = action_dim
+        self.log_std_min = log_std_min
 
     def proba_distribution_net(  # type: ignore[override]
         self, latent_dim: int, log_std_init: float = 0.0
@@ -60,7 +62,7 @@ class TruncatedNormalDistribution(Distribution):
         :param mean_actions: before the tanh, ``(batch, action_dim)``
         :param log_std: ``(batch, action_dim)``
         """
-        self.distribution = ClampedNormal(th.tanh(mean_actions), log_std.clamp(MIN_LOG_STD, MAX_LOG_STD))
+        self.distribution = ClampedNormal(th.tanh(mean_actions), log_std.clamp(self.log_std_min, MAX_LOG_STD))
         return self
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
@@ -91,16 +93,24 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
     """
     A tanh mean and a standard deviation for each state, both from one network, samples clamped into [-1, 1], and a
     critic with layer normalisation. Arguments are those of SB3's ``ActorCriticPolicy``, by default with
-    ``net_arch=dict(pi=[256, 256], vf=[256, 256])``, ``activation_fn=nn.ReLU`` and ``log_std_init=-2``.
+    ``net_arch=dict(pi=[256, 256], vf=[256, 256])``, ``activation_fn=nn.ReLU`` and ``log_std_init=-2``, and:
 
+    :param log_std_min: Least logarithm of the standard deviation, whose unit is half the range of an action. The
+        smaller, the more exactly clones act, and the smaller the steps that PPO can take.
     :raises ValueError: actions are not continuous.
     """
 
     log_std: nn.Linear  # type: ignore[assignment]
 
     def __init__(
-        self, observation_space: spaces.Space, action_space: spaces.Space, lr_schedule: Schedule, **kwargs: Any
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        log_std_min: float = CLONING_MIN_LOG_STD,
+        **kwargs: Any,
     ):
+        self.log_std_min = log_std_min
         if not isinstance(action_space, spaces.Box):
             raise ValueError(f"TruncatedNormalMlpPolicy takes Box actions, not {action_space}: use 'MlpPolicy'.")
         if kwargs.get("use_sde"):
@@ -109,6 +119,9 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, **{**defaults, **kwargs})
         # Actions are in [-1, 1], whatever the bounds of the environment's
         self._squash_output = True
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {**super()._get_constructor_parameters(), "log_std_min": self.log_std_min}
 
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
@@ -120,7 +133,7 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
         # SB3 builds a mean and a parameter for a Gaussian, and an optimizer for both; only the latter is replaced
         self.action_dist = _GaussianHeads(get_action_dim(self.action_space))
         super()._build(lr_schedule)
-        self.action_dist = TruncatedNormalDistribution(get_action_dim(self.action_space))
+        self.action_dist = TruncatedNormalDistribution(get_action_dim(self.action_space), self.log_std_min)
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> TruncatedNormalDistribution:
         assert isinstance(self.action_dist, TruncatedNormalDistribution)
