@@ -463,6 +463,22 @@ class DatasetBuffer(TensorReplayBuffer):
         """:raises TypeError: always; the dataset stays as it is"""
         raise TypeError("A DatasetBuffer is read-only. New transitions go into the algorithm's replay buffer.")
 
+    def rewards_and_ends(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of all transitions in their order, shape ``(n,)`` each."""
+        return self._rows["rewards"].cpu().numpy(), self._rows["dones"].cpu().numpy() > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = {name: map_observations(lambda column: column.cpu(), rows) for name, rows in self._rows.items()}
+        return {**self.__dict__, "_rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._device.type == "cuda" and not th.cuda.is_available():
+            self._device = th.device("cpu")
+        self._rows = {
+            name: map_observations(lambda column: column.to(self._device), rows) for name, rows in self._rows.items()
+        }
+
     @property
     def frames(self) -> Any:
         """All observations of the dataset as tensors, each once."""

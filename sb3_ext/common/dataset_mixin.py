@@ -12,7 +12,7 @@ from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
 from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
 from sb3_ext.common.standardize import StandardizingExtractor, set_statistics
 from sb3_ext.datasets.dataset import Dataset, map_observations
-from sb3_ext.datasets.vec_env import as_model_sees, init_statistics
+from sb3_ext.datasets.vec_env import as_model_sees, discounted_sums, init_statistics
 
 
 class DatasetMixin(OffPolicyMixin):
@@ -77,10 +77,14 @@ class DatasetMixin(OffPolicyMixin):
 
     def _initialise_normalization(self) -> None:
         """A young ``VecNormalize`` takes up the dataset's statistics, so that the first updates see their scale."""
-        if self._vec_normalize_env is not None:
-            assert self.dataset_buffer is not None
-            frames = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
-            init_statistics(self._vec_normalize_env, frames)
+        normalize = self._vec_normalize_env
+        if normalize is None:
+            return
+        assert self.dataset_buffer is not None
+        frames = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
+        rewards, ends = self.dataset_buffer.rewards_and_ends()
+        sums = discounted_sums(rewards, ends, normalize.gamma) if normalize.norm_reward else None
+        init_statistics(normalize, frames, sums)
 
     def _sample_mixed_batches(self, n_batches: int, batch_size: int, share: float) -> Samples:
         """

@@ -57,7 +57,7 @@ class DemonstrationsMixin(DatasetMixin):
             )
         dataset = load_demonstrations(self.demos, self._env_spec(), self.seed)
         assert self.env is not None
-        check_transforms(dataset, self.env)
+        check_transforms(dataset.metadata, self.env)
         self._attach(dataset)
 
     def _env_spec(self) -> EnvSpec | None:

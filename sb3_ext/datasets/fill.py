@@ -48,8 +48,8 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
             f"{name}.load(path, env=env), or pass the data as dataset= where the algorithm takes that."
         )
     data = with_flat_maze(load(dataset, **kwargs))
-    check_env_id(data, model.env)
-    check_transforms(data, model.env)
+    check_env_id(data.metadata, model.env)
+    check_transforms(data.metadata, model.env)
     data = as_model_sees(data, model.env, model.observation_space, model.action_space)
     if isinstance(buffer, HerReplayBuffer) and buffer.copy_info_dict and not data.infos:
         raise DatasetError(
@@ -59,4 +59,4 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
     fill_buffer(data, buffer)
     normalize = model.get_vec_normalize_env()
     if init_normalization and normalize is not None:
-        init_statistics(normalize, data.frames, discounted_sums(data, normalize.gamma))
+        init_statistics(normalize, data.frames, discounted_sums(data.rewards, data.ends, normalize.gamma))
