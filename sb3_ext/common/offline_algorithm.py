@@ -308,7 +308,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _reward_change(self) -> tuple[float, float]:
         """What the dataset's transforms do to rewards, and the environment does not by itself: factor and shift."""
         transforms = map(transform_from_dict, (self.dataset_metadata or {}).get("transforms", ()))
-        done = [] if self.env is None else transforms_of(self.env)
+        done = transforms_of(self.env) if self._can_collect() else []  # type: ignore[arg-type]
         return reward_factor_and_shift(transform for transform in transforms if transform.name not in done)
 
     def _n_offline_of(self, total_timesteps: int) -> int:
