@@ -52,7 +52,7 @@ def test_python_of_the_readme_runs(tmp_path):
 
 
 def test_python_of_the_offline_page_runs(tmp_path):
-    (code,) = blocks("docs/offline.md", "python")
+    code = blocks("docs/offline.md", "python")[0]
     (tmp_path / "offline.py").write_text(code.replace("2_000", "20"))
     run(tmp_path, "offline.py")
     assert (tmp_path / "iql.zip").exists()

@@ -98,7 +98,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         dataset_kwargs: Mapping[str, Any] | None = None,
         n_offline_steps: int | None = None,
@@ -186,7 +186,11 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 f"{type(self).__name__} learns from a dataset: pass dataset=..., see sb3_ext.datasets.load. "
                 "A model that collects goes on without one after load(path, dataset=None, offline_ratio=0)."
             )
-        return load(self.dataset, **self.dataset_kwargs)
+        return load(self.dataset, **self._load_kwargs())
+
+    def _load_kwargs(self) -> dict[str, Any]:
+        """Arguments that the dataset is loaded with."""
+        return self.dataset_kwargs
 
     def _take_spaces(self, data: Dataset) -> None:
         observation_space, action_space = data.metadata.observation_space, data.metadata.action_space
