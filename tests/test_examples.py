@@ -36,7 +36,7 @@ def blocks(page, language):
 
 
 def test_python_of_the_readme_runs(tmp_path):
-    training, loading = blocks("README.md", "python")
+    training, loading, offline = blocks("README.md", "python")
     small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("10_000", "20")
     assert small.count("=20") == 1 and "learn(20" in small
     (tmp_path / "training.py").write_text(small)
@@ -45,10 +45,14 @@ def test_python_of_the_readme_runs(tmp_path):
     (tmp_path / "loading.py").write_text(loading)
     run(tmp_path, "loading.py")
     assert (tmp_path / "maze.hdf5").exists()
+    small = offline.replace("2_000", "20").replace("3_000", "40")
+    assert "learn(40)" in small
+    (tmp_path / "offline.py").write_text(small)
+    run(tmp_path, "offline.py")
 
 
 def test_python_of_the_offline_page_runs(tmp_path):
-    (code,) = blocks("docs/offline.md", "python")
+    code = blocks("docs/offline.md", "python")[0]
     (tmp_path / "offline.py").write_text(code.replace("2_000", "20"))
     run(tmp_path, "offline.py")
     assert (tmp_path / "iql.zip").exists()

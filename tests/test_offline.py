@@ -1,6 +1,8 @@
 """AWAC, IQL and BC: losses by hand and reductions; what all offline algorithms share with those of SB3."""
 
+import copy
 import math
+import warnings
 from dataclasses import replace
 
 import gymnasium as gym
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 import torch as th
 from algo_checks import CHECKS, assert_same_parameters, learn_and_capture, parameters
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from rl_zoo3.callbacks import RawStatisticsCallback
+from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecNormalize
@@ -19,7 +22,7 @@ from sb3_ext.bc import BC
 from sb3_ext.calql import CalQL
 from sb3_ext.common import losses
 from sb3_ext.common.distributions import ClampedNormal
-from sb3_ext.datasets import DatasetError, load, save
+from sb3_ext.datasets import DatasetError, load, make_eval_env, make_training_env, save
 from sb3_ext.edac import EDAC
 from sb3_ext.iql import IQL
 from sb3_ext.rebrac import ReBRAC
@@ -34,6 +37,13 @@ QUICK = {CalQL: {"n_actions": 2}, EDAC: {"n_critics": 3}}
 @pytest.fixture(scope="module")
 def demos():
     return reach_demos(8)
+
+
+@pytest.fixture(scope="module")
+def demos_file(demos, tmp_path_factory):
+    path = tmp_path_factory.mktemp("demos") / "demos.hdf5"
+    save(demos, path)
+    return str(path)
 
 
 def make(algorithm, demos, env=None, **kwargs):
@@ -166,9 +176,9 @@ def test_awac_value_is_the_mean_over_samples(demos):
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 @pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
-def test_online_it_is_an_algorithm_like_all(algorithm, check, demos, tmp_path):
+def test_online_it_is_an_algorithm_like_all(algorithm, check, demos_file, tmp_path):
     def make_online(env, **kwargs):
-        return make(algorithm, demos, env, n_offline_steps=0, learning_starts=10, **kwargs)
+        return make(algorithm, demos_file, env, n_offline_steps=0, learning_starts=10, **kwargs)
 
     check(make_online, tmp_path)
 
@@ -256,11 +266,154 @@ def test_environment_may_come_later(demos):
 def test_rewards_of_the_environment_are_shifted_like_the_datasets(demos):
     transforms = [{"name": "reward_scale", "scale": 2.0}]
     arguments = {"dataset_kwargs": {"transforms": transforms, "reward_shift": -1.0}, "n_offline_steps": 0}
-    model = make(IQL, demos, VecNormalize(make_vec_env(reach_env), norm_reward=True), **arguments).learn(40)
+    model = make(IQL, demos, VecNormalize(make_vec_env(reach_env), norm_reward=False), **arguments).learn(40)
     plain = make(IQL, demos, make_vec_env(reach_env), n_offline_steps=0).learn(40)
     raw = np.unique(plain.replay_buffer.rewards[: plain.replay_buffer.size()])
     shifted = model.replay_buffer.rewards[: model.replay_buffer.size()]
     assert set(np.unique(shifted)) <= set(np.float32([-1.0, 1.0])) and set(raw) <= {0.0, 1.0}
+
+
+def collected_rewards(model):
+    return set(np.unique(model.replay_buffer.rewards[: model.replay_buffer.size()]).tolist())
+
+
+def test_an_environment_that_shifts_rewards_itself_is_believed(tmp_path):
+    data = load("demo/pointmaze-umaze", reward_shift=-1)
+    env = make_training_env(data)
+    small = {"policy_kwargs": dict(SMALL), "batch_size": 16, "device": "cpu", "update_backend": "eager"}
+    model = IQL("MlpPolicy", env, dataset=data, n_offline_steps=0, **small).learn(50)
+    assert collected_rewards(model) <= {-1.0, 0.0}
+    raw = IQL("MlpPolicy", make_eval_env(data), dataset=data, n_offline_steps=0, **small).learn(50)
+    assert collected_rewards(raw) <= {-1.0, 0.0}
+    later = IQL("MlpPolicy", None, dataset=data, **small).learn(5)
+    later.set_env(env)
+    later.n_offline_steps = 0
+    assert collected_rewards(later.learn(50, reset_num_timesteps=False)) <= {-1.0, 0.0}
+    later.save(tmp_path / "model")
+    loaded = IQL.load(tmp_path / "model", env=env, dataset=data, device="cpu").learn(50)
+    assert collected_rewards(loaded) <= {-1.0, 0.0}
+
+
+@pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
+def test_a_loaded_model_goes_on_online_with_its_dataset(algorithm, demos, demos_file, tmp_path):
+    make(algorithm, demos_file, make_vec_env(reach_env), n_offline_steps=10).learn(30).save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=make_vec_env(reach_env), device="cpu")
+    loaded.learn(10, reset_num_timesteps=False)
+    assert loaded.dataset_buffer is not None and loaded.replay_buffer.size() == 10
+    make(algorithm, demos, make_vec_env(reach_env), n_offline_steps=10).learn(30).save(tmp_path / "memory")
+    with pytest.raises(DatasetError, match="offline_ratio=0"):
+        algorithm.load(tmp_path / "memory", env=make_vec_env(reach_env), device="cpu").learn(10)
+    alone = algorithm.load(tmp_path / "memory", env=make_vec_env(reach_env), device="cpu", offline_ratio=0.0)
+    assert alone.learn(10).dataset_buffer is None
+
+
+@pytest.mark.parametrize("algorithm", [AWAC, IQL, BC])
+def test_an_actor_that_regresses_acts_by_its_mean(algorithm, demos):
+    model = make(algorithm, demos, deterministic_actor=True).learn(20)
+    observations = demos.observations
+    acted = [model.predict(observations, deterministic=deterministic)[0] for deterministic in (False, True)]
+    np.testing.assert_array_equal(*acted)
+    if algorithm is AWAC:
+        batch, noise = model.dataset_buffer.sample(16), th.randn(2, 16, 2)
+        th.testing.assert_close(model._next_values(batch, noise[0]), model._next_values(batch, noise[1]))
+        th.testing.assert_close(model._values(batch, noise[:1]), model._values(batch, noise[1:]))
+
+
+def test_callbacks_that_look_at_episodes_run_offline_too(demos, tmp_path):
+    callbacks = [StopTrainingOnMaxEpisodes(3), RawStatisticsCallback()]
+    model = make(IQL, demos, make_vec_env(reach_env), n_offline_steps=20, tensorboard_log=str(tmp_path))
+    model.learn(500, callback=callbacks)
+    assert 20 < model.num_timesteps < 500
+
+
+def test_models_with_datasets_are_copied(demos):
+    model = make(IQL, demos, standardize_observations=True).learn(20)
+    other = copy.deepcopy(model)
+    assert_same_parameters(model, other.learn(0))
+    before = parameters(model)
+    other.learn(20)
+    for a, b in zip(before, parameters(model), strict=True):
+        th.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_environments_of_another_kind_are_refused_before_collection(demos):
+    def env(**attributes):
+        made = reach_env()
+        for name, value in attributes.items():
+            setattr(made.unwrapped, name, value)
+        return made
+
+    other = demos.with_metadata(env_id="Other-v0")
+    named = env()
+    named.unwrapped.spec = gym.envs.registration.EnvSpec("Reach-v0")
+    with pytest.raises(DatasetError, match="was recorded in Other-v0"):
+        make(IQL, other, named, n_offline_steps=0).learn(10)
+    make(IQL, other, named).learn(10)  # it only evaluates there
+    standardized = {"transforms": ["standardize_observations"]}
+    model = make(
+        IQL, demos.with_metadata(observation_space=None), env(), dataset_kwargs=standardized, n_offline_steps=0
+    )
+    with pytest.raises(DatasetError, match="the environment did not"):
+        model.learn(10)
+    normalized = VecNormalize(make_vec_env(reach_env))
+    model = make(IQL, demos, normalized, dataset_kwargs={"reward_shift": -1}, n_offline_steps=0)
+    with pytest.raises(ValueError, match="norm_reward=False"):
+        model.learn(10)
+
+
+def test_rewards_that_vecnormalize_scales_start_from_the_datasets(demos):
+    env = VecNormalize(make_vec_env(reach_env))
+    make(IQL, demos, env, n_offline_steps=10).learn(10)
+    assert env.ret_rms.count > len(demos) - 1 and env.ret_rms.mean > 0
+
+
+def test_learning_starts_counts_over_calls(demos):
+    model = make(IQL, demos, make_vec_env(reach_env), n_offline_steps=0, learning_starts=30)
+    for _ in range(5):
+        model.learn(20, reset_num_timesteps=False)
+    assert model._n_updates == 70
+
+
+def test_number_of_environments_may_change_until_one_collects(demos):
+    model = make(AWAC, demos, make_vec_env(reach_env), n_offline_steps=10).learn(10)
+    model.set_env(make_vec_env(reach_env, n_envs=4))
+    model.learn(40, reset_num_timesteps=False)
+    assert model.replay_buffer.n_envs == 4 and model.num_timesteps == 50
+
+    class SetEnv(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 5:
+                self.model.set_env(make_vec_env(reach_env))
+            return True
+
+    model = make(AWAC, demos).learn(10, callback=SetEnv())
+    assert model.env is not None
+    model.n_offline_steps = 10
+    assert model.learn(10, reset_num_timesteps=False).replay_buffer.size() == 10
+
+
+def test_a_loaded_model_takes_no_data_of_another_kind(demos, tmp_path):
+    make(IQL, load(demos, reward_shift=-1)).learn(10).save(tmp_path / "model")
+    with pytest.raises(DatasetError, match="went through"):
+        IQL.load(tmp_path / "model", dataset=demos, device="cpu").learn(10)
+    IQL.load(tmp_path / "model", dataset=load(demos, reward_shift=-1), device="cpu").learn(10)
+    with pytest.warns(UserWarning, match="is of Other-v0"):
+        data = load(demos, reward_shift=-1).with_metadata(env_id="Other-v0")
+        IQL.load(tmp_path / "model", dataset=data, device="cpu").learn(10)
+
+
+def test_the_last_steps_are_logged_and_log_interval_may_be_none(demos):
+    assert "train/critic_loss" in learn_and_capture(make(IQL, demos), 30)
+    model = make(IQL, demos)
+    model.learn(30, log_interval=None)
+    assert model.num_timesteps == 30
+
+
+def test_bc_does_not_go_online(demos, tmp_path):
+    make(BC, demos).learn(5).save(tmp_path / "model")
+    loaded = BC.load(tmp_path / "model", env=make_vec_env(reach_env), dataset=demos, n_offline_steps=0, device="cpu")
+    with pytest.raises(ValueError, match="BC learns from its dataset alone"):
+        loaded.learn(5)
 
 
 def test_callback_that_stops_offline_learning_stops_it_at_once(demos):
@@ -272,13 +425,18 @@ def test_callback_that_stops_offline_learning_stops_it_at_once(demos):
     assert model.num_timesteps == model._n_updates == 7
 
 
-def test_weights_are_logged_and_their_collapse_is_told(demos, capsys):
-    seen = learn_and_capture(make(AWAC, demos), 250)
+def test_weights_are_logged_and_their_collapse_is_told(demos, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        seen = learn_and_capture(make(AWAC, demos), 250)
     assert {"train/weight_mean", "train/weight_max", "train/effective_sample_size", "train/n_updates"} <= set(seen)
-    assert "collapsed" not in capsys.readouterr().out
     spread = replace(demos, rewards=demos.rewards + np.linspace(0, 1000, len(demos), dtype=np.float32))
-    make(AWAC, spread, weighting="softmax", awac_lambda=1e-6, batch_size=256).learn(60)
-    assert "the actor's weights have collapsed" in capsys.readouterr().out
+    model = make(AWAC, spread, weighting="softmax", awac_lambda=1e-6, batch_size=256)
+    with pytest.warns(UserWarning, match="weights have collapsed"):
+        model.learn(60)
+    model.save(tmp_path / "model")
+    with pytest.warns(UserWarning, match="weights have collapsed"):
+        AWAC.load(tmp_path / "model", dataset=spread, device="cpu").learn(60)
 
 
 @pytest.mark.parametrize(

@@ -288,7 +288,8 @@ def test_rebracs_coefficients_follow_their_schedules_in_compiled_updates_too(dem
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "arguments"), [(EDAC, {"eta": 0.0, "n_critics": 4}), (CalQL, {"cql_alpha": 0.0})]
+    ("algorithm", "arguments"),
+    [(EDAC, {"eta": 0.0, "n_critics": 4}), (CalQL, {"cql_alpha": 0.0, "backup_entropy": True})],
 )
 def test_without_their_penalty_they_are_sac_n(algorithm, arguments, demos, monkeypatch):
     model = make(algorithm, demos, gamma=0.9, **arguments)

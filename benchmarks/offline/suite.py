@@ -40,7 +40,9 @@ ONLINE_LENGTHS = {"antmaze-umaze": (20_000, 20_000, 100_000)}
 ONLINE = "-online"
 
 ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal-QL": "calql"}
-ONLINE_ALGORITHMS = ("AWAC", "IQL", "ReBRAC", "Cal-QL")
+# What differs where collection follows: half an update for each step, and ReBRAC lets go of the data
+HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
+ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": ("actor_bc_coef=lin_1.0",), "Cal-QL": ()}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Cloning of some episodes alone
 SUCCESSFUL = ("BC, successful runs", "dataset_kwargs={transforms: [successful_episodes]}")
@@ -89,8 +91,9 @@ def plans() -> dict[str, Plan]:
         for name, algo in PEERS.items():
             found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
     for dataset in ONLINE_LENGTHS:
-        for name in ONLINE_ALGORITHMS:
-            found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], is_online=True)
+        for name, changes in ONLINE_ALGORITHMS.items():
+            arguments = ("--set", *HALF_AN_UPDATE, *changes)
+            found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], *arguments, is_online=True)
     return found
 
 

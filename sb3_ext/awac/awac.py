@@ -48,7 +48,7 @@ class AWAC(WeightedCloningAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         awac_lambda: float = 1.0,
@@ -92,14 +92,14 @@ class AWAC(WeightedCloningAlgorithm):
     @th.no_grad()
     def _next_values(self, batch: Samples, noise: th.Tensor) -> th.Tensor:
         """Values of what transitions lead to, by one action of the policy and the target critics, ``(batch, 1)``."""
-        actions = self.actor.distribution(batch.next_observations).rsample(noise)
+        actions = self.actor.sample(batch.next_observations, noise)
         return self.critic_target(batch.next_observations, actions).amin(dim=0)
 
     @th.no_grad()
     def _values(self, batch: Samples, noise: th.Tensor) -> th.Tensor:
         """Values of states, ``(batch, 1)``, by noise of shape ``(n_value_samples, batch, action_dim)``."""
-        distribution = self.actor.distribution(batch.observations)
-        values = [self.critic(batch.observations, distribution.rsample(sample)).amin(dim=0) for sample in noise]
+        actions = self.actor.sample(batch.observations, noise)
+        values = [self.critic(batch.observations, sample).amin(dim=0) for sample in actions]
         return th.stack(values).mean(dim=0)
 
     def _weights(self, advantages: th.Tensor) -> th.Tensor:
@@ -108,7 +108,8 @@ class AWAC(WeightedCloningAlgorithm):
         return exponential_weights(advantages, self.awac_lambda, self.max_weight)
 
     def _collapse_fix(self) -> str:
-        return f"Raise awac_lambda={self.awac_lambda}, or use weighting='softmax'."
+        other = "" if self.weighting == "softmax" else ", or use weighting='softmax'"
+        return f"Raise awac_lambda={self.awac_lambda}{other}."
 
     def _update_constants(self) -> tuple[Any, ...]:
         return (*super()._update_constants(), self.awac_lambda, self.weighting, self.max_weight, self.n_value_samples)

@@ -12,7 +12,7 @@ from sb3_ext.common.actors import CloningActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.offline_policies import CloningCnnPolicy, CloningMultiInputPolicy, CloningPolicy
-from sb3_ext.common.weighted_cloning import check_cloning_actor, cloning_log_prob
+from sb3_ext.common.weighted_cloning import cloning_log_prob, set_deterministic
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.datasets.transforms import TopEpisodes
@@ -45,7 +45,7 @@ class BC(OfflineAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         dataset_kwargs: Mapping[str, Any] | None = None,
         *,
@@ -86,13 +86,18 @@ class BC(OfflineAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        check_cloning_actor(self.actor, self.deterministic_actor)
+        set_deterministic(self.actor, self.deterministic_actor)
 
     def _load_dataset(self) -> Dataset:
-        # Rewards do not matter where everything is cloned
-        self.dataset_kwargs.setdefault("allow_constant_rewards", self.top_percent == 100)
         dataset = super()._load_dataset()
         return dataset if self.top_percent == 100 else TopEpisodes(self.top_percent)(dataset)
+
+    def _load_kwargs(self) -> dict[str, Any]:
+        # Rewards do not matter where everything is cloned
+        return {"allow_constant_rewards": self.top_percent == 100, **super()._load_kwargs()}
+
+    def _check_environment(self) -> None:
+        raise ValueError("BC learns from its dataset alone: take AWAC or IQL to go on online, or n_offline_steps=None.")
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> dict[str, th.Tensor]:
         loss = -cloning_log_prob(self.actor, batch, self.deterministic_actor).mean()

@@ -20,7 +20,7 @@ from sb3_ext.common.losses import behaviour_cloning_loss, large_margin_loss
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike, load_demonstrations
-from sb3_ext.datasets.vec_env import as_model_sees, check_transforms, env_spec, init_statistics
+from sb3_ext.datasets.vec_env import as_model_sees, check_transforms, env_spec
 from sb3_ext.rebrac.policies import DeterministicActor
 
 # Observations, and actions as a replay buffer has them -> scalar
@@ -74,9 +74,10 @@ def pretrain(
     if steps == 0:
         return np.empty(0)
     dataset = demonstrations_of(model, demos)
-    if init_normalization:
-        initialise_normalization(model, dataset)
     buffer = DatasetBuffer(dataset, model.observation_space, model.action_space, device=model.device)
+    normalize = model.get_vec_normalize_env()
+    if init_normalization and normalize is not None:
+        buffer.init_statistics(normalize)
     return clone(model, loss, buffer, steps, batch_size, schedule)
 
 
@@ -90,15 +91,8 @@ def demonstrations_of(model: BaseAlgorithm, demos: DatasetLike) -> Dataset:
         dataset = load_demonstrations(demos, seed=model.seed)
     else:
         dataset = load_demonstrations(demos, env_spec(model.env), model.seed)
-        check_transforms(dataset, model.env)
+        check_transforms(dataset.metadata, model.env)
     return as_model_sees(dataset, model.env, model.observation_space, model.action_space)
-
-
-def initialise_normalization(model: BaseAlgorithm, dataset: Dataset) -> None:
-    """A young ``VecNormalize`` of the model takes up the statistics of a dataset."""
-    normalize = model.get_vec_normalize_env()
-    if normalize is not None:
-        init_statistics(normalize, dataset.frames)
 
 
 def clone(

@@ -43,10 +43,8 @@ from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.signatures import joint_signature
 from sb3_ext.common.standardize import set_statistics, with_standardizing_extractor
-from sb3_ext.datasets.dataset import map_observations
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike
-from sb3_ext.datasets.vec_env import discounted_sums, init_statistics
 
 Scalars = dict[str, th.Tensor]
 
@@ -117,8 +115,6 @@ class BCPPO(PPO):
     _n_value_warmup = 0
     _kl_factor = 1.0
     _has_statistics = False
-    # Of the demonstrations, for VecNormalize
-    _demo_sums: np.ndarray | None = None
     # Parameters that learn while the value function warms up
     _warming: list[nn.Parameter] | None = None
     _iteration_to_dump: int | None = None
@@ -233,7 +229,6 @@ class BCPPO(PPO):
         dataset = pretraining.demonstrations_of(self, self.demos)
         self.dataset_buffer = DatasetBuffer(dataset, self.observation_space, self.action_space, device=self.device)
         self.dataset_metadata = dataset.metadata.to_dict()
-        self._demo_sums = discounted_sums(dataset, self.gamma)
         if self.standardize_observations and not self._has_statistics:
             assert isinstance(dataset.observations, np.ndarray)
             set_statistics(self.policy, dataset.observations)
@@ -302,8 +297,7 @@ class BCPPO(PPO):
         if normalize is None:
             return
         if self.dataset_buffer is not None:
-            frames = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
-            init_statistics(normalize, frames, self._demo_sums)
+            self.dataset_buffer.init_statistics(normalize)
         if self.freeze_normalization:
             normalize.training = False
 

@@ -37,6 +37,8 @@ class CalQL(EntropyRegularizedAlgorithm):
     :param n_actions: m, at least 1.
     :param calibrate: False for CQL.
     :param max_target_backup: Targets have the greatest value of m next actions, instead of that of one.
+    :param backup_entropy: Targets have the entropy bonus of the next action; the authors leave it out, since returns of
+        the data have none.
     :param kwargs: Arguments of :class:`~sb3_ext.common.entropy_regularized.EntropyRegularizedAlgorithm` and of
         :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
@@ -46,20 +48,21 @@ class CalQL(EntropyRegularizedAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         cql_alpha: float = 5.0,
         n_actions: int = 10,
         calibrate: bool = True,
         max_target_backup: bool = False,
+        backup_entropy: bool = False,
         **kwargs: Any,
     ):
         self.cql_alpha = cql_alpha
         self.n_actions = n_actions
         self.calibrate = calibrate
         self.max_target_backup = max_target_backup
-        super().__init__(policy, env, dataset, **kwargs)
+        super().__init__(policy, env, dataset, backup_entropy=backup_entropy, **kwargs)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()

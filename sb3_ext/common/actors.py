@@ -162,9 +162,23 @@ class GaussianActor(TanhMeanActor):
     those of :class:`MlpActor`.
     """
 
+    # Algorithms that regress to actions, and so never learn the deviation, set it: every action is the mean then
+    is_deterministic = False
+
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self.log_std = nn.Parameter(th.zeros(action_size(self.action_space)))
+
+    def sample(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: standard normal noise, ``(..., batch, action_dim)``
+        :return: actions of that shape
+        """
+        distribution = self.distribution(obs)
+        return distribution.mode.expand_as(noise) if self.is_deterministic else distribution.rsample(noise)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return super().forward(obs, deterministic or self.is_deterministic)
 
     def distribution(self, obs: PyTorchObs) -> ClampedNormal:
         return ClampedNormal(self.mean(obs), self.log_std.clamp(GAUSSIAN_LOG_STD_MIN, GAUSSIAN_LOG_STD_MAX))
@@ -176,6 +190,13 @@ class CategoricalActor(MlpActor):
     def distribution(self, obs: PyTorchObs) -> OneHotCategorical:
         """Distribution of one-hot actions at observations of shape ``(batch, ...)``."""
         return OneHotCategorical(self.outputs(obs))
+
+    def sample(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: standard normal noise, ``(..., batch, n_actions)``
+        :return: one-hot actions of that shape
+        """
+        return self.distribution(obs).rsample(noise)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Indices of actions, ``(batch, ...) -> (batch,)``"""

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_ext.datasets.dataset import Dataset, map_observations
 from sb3_ext.datasets.replay_buffer import scale_actions
+from sb3_ext.datasets.vec_env import discounted_sums, init_statistics
 
 
 class OfflineSamples(NamedTuple):
@@ -462,6 +463,24 @@ class DatasetBuffer(TensorReplayBuffer):
     def add(self, *args: Any, **kwargs: Any) -> None:
         """:raises TypeError: always; the dataset stays as it is"""
         raise TypeError("A DatasetBuffer is read-only. New transitions go into the algorithm's replay buffer.")
+
+    def init_statistics(self, normalize: VecNormalize) -> None:
+        """A young ``VecNormalize`` takes up the statistics of observations and returns."""
+        frames = map_observations(_to_numpy, self.frames)
+        rewards, ends = (_to_numpy(self._rows[name]) for name in ("rewards", "dones"))
+        init_statistics(normalize, frames, discounted_sums(rewards, ends > 0, normalize.gamma))
+
+    def __getstate__(self) -> dict[str, Any]:
+        rows = {name: map_observations(lambda column: column.cpu(), rows) for name, rows in self._rows.items()}
+        return {**self.__dict__, "_rows": rows}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._device.type == "cuda" and not th.cuda.is_available():
+            self._device = th.device("cpu")
+        self._rows = {
+            name: map_observations(lambda column: column.to(self._device), rows) for name, rows in self._rows.items()
+        }
 
     @property
     def frames(self) -> Any:

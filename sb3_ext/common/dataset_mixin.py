@@ -9,8 +9,8 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from sb3_ext.common.buffers import DatasetBuffer, Samples, TensorReplayBuffer
 from sb3_ext.common.off_policy import OffPolicyMixin, map_samples
 from sb3_ext.common.standardize import set_statistics, with_standardizing_extractor
-from sb3_ext.datasets.dataset import Dataset, map_observations
-from sb3_ext.datasets.vec_env import as_model_sees, init_statistics
+from sb3_ext.datasets.dataset import Dataset
+from sb3_ext.datasets.vec_env import as_model_sees
 
 
 class DatasetMixin(OffPolicyMixin):
@@ -66,8 +66,7 @@ class DatasetMixin(OffPolicyMixin):
         """A young ``VecNormalize`` takes up the dataset's statistics, so that the first updates see their scale."""
         if self._vec_normalize_env is not None:
             assert self.dataset_buffer is not None
-            frames = map_observations(lambda column: column.cpu().numpy(), self.dataset_buffer.frames)
-            init_statistics(self._vec_normalize_env, frames)
+            self.dataset_buffer.init_statistics(self._vec_normalize_env)
 
     def _sample_mixed_batches(self, n_batches: int, batch_size: int, share: float) -> Samples:
         """

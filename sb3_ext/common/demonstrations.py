@@ -54,7 +54,7 @@ class DemonstrationsMixin(DatasetMixin):
             )
         assert self.env is not None
         dataset = load_demonstrations(self.demos, env_spec(self.env), self.seed)
-        check_transforms(dataset, self.env)
+        check_transforms(dataset.metadata, self.env)
         self._attach(dataset)
 
     def _setup_learn(

@@ -53,6 +53,8 @@ def from_buffer(policy: ActorCriticPolicy, actions: th.Tensor) -> th.Tensor:
     """Actions as the policy's own distribution has them."""
     if isinstance(policy.action_space, spaces.Discrete):
         return actions.long().flatten()
+    if isinstance(policy.action_space, spaces.MultiBinary):
+        return actions.float()
     if not _is_in_own_units(policy):
         return actions
     low, width = _bounds(policy, actions.device)

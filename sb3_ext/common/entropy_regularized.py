@@ -37,7 +37,7 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         ent_coef: float | str = "auto",
@@ -54,6 +54,11 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        if self.policy_kwargs.get("n_critics", self.n_critics) != self.n_critics:
+            raise ValueError(
+                f"n_critics={self.n_critics}, but policy_kwargs has n_critics={self.policy_kwargs['n_critics']}: leave "
+                "it out there."
+            )
         if self.n_critics < 1:
             raise ValueError(f"n_critics={self.n_critics} must be at least 1.")
         self._first_ent_coef()

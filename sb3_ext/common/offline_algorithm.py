@@ -1,6 +1,7 @@
 """What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -16,6 +17,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
 from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.actions import action_size, encode_actions
 from sb3_ext.common.buffers import Samples
@@ -23,16 +25,20 @@ from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.signatures import joint_signature
-from sb3_ext.datasets.dataset import Dataset
+from sb3_ext.datasets.dataset import Dataset, Metadata
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
 from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
+from sb3_ext.datasets.vec_env import check_env_id, check_transforms, transforms_of
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
 # Batches that are drawn in one gather, and gradient steps between two lines of the log for each `log_interval`
 CHUNK = 50
 LOG_STEPS = 250
+
+# For callbacks that look at what a step collected
+NO_TRANSITIONS: dict[str, Any] = {"rewards": np.zeros(0), "dones": np.zeros(0, bool), "infos": []}
 
 # Of policies, which algorithms have attributes for
 NETWORKS = ("actor", "actor_target", "critic", "critic_target", "value")
@@ -87,13 +93,12 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     n_noise = 0
     # Saved with the model
     _n_offline_done = 0
-    # What the dataset's transforms do to a reward: a factor and a shift
-    _reward_change = (1.0, 0.0)
+    _n_collected = 0
 
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         dataset_kwargs: Mapping[str, Any] | None = None,
         n_offline_steps: int | None = None,
@@ -178,9 +183,14 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _load_dataset(self) -> Dataset:
         if self.dataset is None:
             raise DatasetError(
-                f"{type(self).__name__} learns from a dataset: pass dataset=..., see sb3_ext.datasets.load."
+                f"{type(self).__name__} learns from a dataset: pass dataset=..., see sb3_ext.datasets.load. "
+                "A model that collects goes on without one after load(path, dataset=None, offline_ratio=0)."
             )
-        return load(self.dataset, **self.dataset_kwargs)
+        return load(self.dataset, **self._load_kwargs())
+
+    def _load_kwargs(self) -> dict[str, Any]:
+        """Arguments that the dataset is loaded with."""
+        return self.dataset_kwargs
 
     def _take_spaces(self, data: Dataset) -> None:
         observation_space, action_space = data.metadata.observation_space, data.metadata.action_space
@@ -192,6 +202,10 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         if not isinstance(action_space, self.supported_action_spaces):
             names = " or ".join(space.__name__ for space in self.supported_action_spaces)
             raise ValueError(f"{type(self).__name__} takes {names} actions, the dataset's are {action_space}.")
+        if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
+            raise ValueError(f"Actions are scaled from their bounds, which have to be finite, not {action_space}.")
+        if isinstance(action_space, spaces.Discrete) and action_space.start != 0:
+            raise ValueError(f"Discrete actions have to start at 0, as in SB3, not {action_space}.")
         self.observation_space, self.action_space, self.n_envs = observation_space, action_space, 1
 
     def _setup_model(self) -> None:
@@ -204,9 +218,11 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 setattr(self, name, getattr(self.policy, name))
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """As in SB3; a model that has no environment yet takes one with any number of environments."""
-        if self.env is None:
+        """As in SB3; a model that has collected nothing yet takes any number of environments."""
+        if self._n_collected == 0:
             self.n_envs = self._wrap_env(env).num_envs
+            if self.replay_buffer is not None and self.replay_buffer.n_envs != self.n_envs:
+                self.replay_buffer = None  # made anew when learning starts
         super().set_env(env, force_reset)
 
     # --- Learning ----------------------------------------------------------------------------------------------------
@@ -215,7 +231,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         self: SelfOfflineAlgorithm,
         total_timesteps: int,
         callback: MaybeCallback = None,
-        log_interval: int = 4,
+        log_interval: int | None = 4,
         tb_log_name: str | None = None,
         reset_num_timesteps: bool = True,
         progress_bar: bool = False,
@@ -223,14 +239,16 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         """
         :param total_timesteps: gradient steps on the dataset and collected transitions together
         :param callback: called after each of either; with several environments after as many, as in SB3
-        :param log_interval: a line of the log each ``250 * log_interval`` gradient steps, and each ``log_interval``
-            episodes
+        :param log_interval: a line of the log each ``250 * log_interval`` gradient steps and after the last one, and
+            each ``log_interval`` episodes; None for no others than the last
         :raises DatasetError: the dataset of a loaded model is not there
         :raises ValueError: steps are left for collection, and there is no environment
         """
         n_offline = self._n_offline_of(total_timesteps)
-        if n_offline > 0 and self.dataset_buffer is None:
-            self._attach(self._load_dataset())
+        if n_offline > 0 or self.offline_ratio > 0:
+            self._require_dataset()
+        if n_offline < total_timesteps:
+            self._check_environment()
         with self._environment():
             total, started = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
@@ -240,6 +258,62 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 self._learn_online(total, started, log_interval)
             started.on_training_end()
         return self
+
+    def _require_dataset(self) -> None:
+        """For a model that was loaded, which has none yet."""
+        if self.dataset_buffer is None:
+            self._attach(self._load_dataset())
+
+    def _attach(self, dataset: Dataset) -> None:
+        before = self.dataset_metadata
+        if before is not None:
+            self._check_same_kind(Metadata.from_dict(before), dataset)
+        super()._attach(dataset)
+
+    def _check_same_kind(self, before: Metadata, dataset: Dataset) -> None:
+        """
+        :raises DatasetError: a loaded model would go on with rewards or observations of another kind
+        """
+        was, now = ([t.to_dict() for t in data.transforms if t.changes_env] for data in (before, dataset.metadata))
+        if was != now:
+            raise DatasetError(
+                f"This model was trained on data that went through {was}, {dataset.source} went through {now}: pass "
+                f"raw data with dataset_kwargs={self.dataset_kwargs}, or data that went through the same."
+            )
+        if before.env_id != dataset.env_id:
+            message = f"This model was trained on data of {before.env_id}; {dataset.source} is of {dataset.env_id}."
+            warnings.warn(message, stacklevel=5)
+
+    def _check_environment(self) -> None:
+        """
+        :raises DatasetError: what is collected would not be of the dataset's kind
+        :raises ValueError: rewards would not be
+        """
+        assert self.env is not None
+        if self.dataset_metadata is not None:
+            metadata = Metadata.from_dict(self.dataset_metadata)
+            check_env_id(metadata, self.env)
+            check_transforms(metadata, self.env, with_rewards=False)
+        if self._reward_change == (1.0, 0.0):
+            return
+        normalize = self.get_vec_normalize_env()
+        if normalize is not None and normalize.norm_reward:
+            raise ValueError(
+                "The dataset's rewards are shifted or scaled, and VecNormalize would scale them once more by the "
+                "environment's: VecNormalize(..., norm_reward=False)."
+            )
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HerReplayBuffer):
+            raise ValueError(
+                "HerReplayBuffer computes rewards anew, without the shift or scale of the dataset's: have the "
+                "environment shift them, and leave it out of dataset_kwargs."
+            )
+
+    @property
+    def _reward_change(self) -> tuple[float, float]:
+        """What the dataset's transforms do to rewards, and the environment does not by itself: factor and shift."""
+        transforms = map(transform_from_dict, (self.dataset_metadata or {}).get("transforms", ()))
+        done = transforms_of(self.env) if self._can_collect() else []  # type: ignore[arg-type]
+        return reward_factor_and_shift(transform for transform in transforms if transform.name not in done)
 
     def _n_offline_of(self, total_timesteps: int) -> int:
         """How many of the timesteps are gradient steps on the dataset."""
@@ -263,7 +337,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         try:
             yield
         finally:
-            self.env, self._last_obs = None, None
+            if isinstance(self.env, _NoEnvironment):  # a callback may have set one
+                self.env, self._last_obs = None, None
 
     def _can_collect(self) -> bool:
         return self.env is not None and not isinstance(self.env, _NoEnvironment)
@@ -278,11 +353,11 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     ) -> tuple[int, BaseCallback]:
         if self.dataset_buffer is not None:
             self._initialise_normalization()
-        entries = (self.dataset_metadata or {}).get("transforms", ())
-        self._reward_change = reward_factor_and_shift(map(transform_from_dict, entries))
+        # Looked up for each collected reward
+        self._factor, self._shift = self._reward_change
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
 
-    def _learn_offline(self, n_steps: int, callback: BaseCallback, log_interval: int) -> bool:
+    def _learn_offline(self, n_steps: int, callback: BaseCallback, log_interval: int | None) -> bool:
         """Gradient steps on the dataset; False if a callback stopped them."""
         metrics = Metrics()
         assert n_steps == 0 or self.dataset_buffer is not None
@@ -298,27 +373,29 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 metrics.extend(self._run_updates(batch, None if noise is None else noise[i : i + 1]))
                 self._n_offline_done += 1
                 self.num_timesteps += 1
-                if self._n_updates % (LOG_STEPS * log_interval) == 0:
-                    self._log_metrics(metrics.seal())
+                if log_interval is not None and self._n_updates % (LOG_STEPS * log_interval) == 0:
+                    self._dump_offline(metrics)
                     metrics = Metrics()
-                    self._dump_offline()
                 # As online, where one call stands for a step of each environment: frequencies of callbacks rely on it
                 if self._n_offline_done % self.n_envs == 0:
-                    callback.update_locals(locals())
+                    callback.update_locals({**locals(), **NO_TRANSITIONS})
                     if not callback.on_step():
+                        self._dump_offline(metrics)
                         return False
             n_steps -= chunk
-        self._log_metrics(metrics.seal())
+        self._dump_offline(metrics)
         return True
 
-    def _dump_offline(self) -> None:
+    def _dump_offline(self, metrics: Metrics) -> None:
+        if not metrics.seal().means():
+            return
+        self._log_metrics(metrics)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.dump_logs()
 
-    def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int) -> None:
+    def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
         """The loop of ``OffPolicyAlgorithm.learn``."""
         assert self.env is not None and isinstance(self.train_freq, TrainFreq)
-        start = self.num_timesteps
         while self.num_timesteps < total_timesteps:
             assert self.replay_buffer is not None
             rollout = self.collect_rollouts(
@@ -332,7 +409,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             )
             if not rollout.continue_training:
                 return
-            if self.num_timesteps - start > self.learning_starts:
+            if self._n_collected > self.learning_starts:
                 n_updates = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                 if n_updates > 0:
                     self.train(n_updates, self.batch_size)
@@ -347,11 +424,12 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         if not hasattr(self, "_logger"):  # `train` without `learn`
             self.set_logger(configure(None, []))
         self._update_schedules()
-        share = self.offline_ratio if self.dataset_buffer is not None else 0.0
+        if self.offline_ratio > 0:
+            self._require_dataset()
         metrics = Metrics()
         while gradient_steps > 0:
             chunk = min(gradient_steps, CHUNK)
-            batches = self._sample_mixed_batches(chunk, batch_size, share)
+            batches = self._sample_mixed_batches(chunk, batch_size, self.offline_ratio)
             noise = self._noise(chunk, batch_size)
             metrics.extend(self._run_updates(batches, noise))
             gradient_steps -= chunk
@@ -410,8 +488,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         position = replay_buffer.pos
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
         # As the dataset's rewards were; after storing, since VecNormalize has the raw ones
-        factor, shift = self._reward_change
-        replay_buffer.rewards[position] = replay_buffer.rewards[position] * factor + shift
+        replay_buffer.rewards[position] = replay_buffer.rewards[position] * self._factor + self._shift
+        self._n_collected += len(dones)
 
     # --- Saving ------------------------------------------------------------------------------------------------------
 

@@ -1,11 +1,12 @@
 """What AWAC and IQL share: an actor that clones actions by the exponential of their advantage."""
 
+import warnings
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
 
-from sb3_ext.common.actors import CategoricalActor, CloningActor
+from sb3_ext.common.actors import CloningActor, GaussianActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
@@ -23,9 +24,15 @@ def cloning_log_prob(actor: CloningActor, batch: Samples, deterministic: bool) -
     return distribution.log_prob(batch.actions)
 
 
-def check_cloning_actor(actor: CloningActor, deterministic: bool) -> None:
-    """:raises ValueError: the actor has no mean that could regress to actions"""
-    if deterministic and isinstance(actor, CategoricalActor):
+def set_deterministic(actor: CloningActor, deterministic: bool) -> None:
+    """
+    Whether an actor acts by its mean, as one that regresses to actions does.
+
+    :raises ValueError: the actor has no mean that could regress to actions
+    """
+    if isinstance(actor, GaussianActor):
+        actor.is_deterministic = deterministic
+    elif deterministic:
         raise ValueError("deterministic_actor=True regresses to continuous actions; discrete ones are classes.")
 
 
@@ -42,7 +49,7 @@ class WeightedCloningAlgorithm(OfflineActorCritic):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        check_cloning_actor(self.actor, self.deterministic_actor)
+        set_deterministic(self.actor, self.deterministic_actor)
 
     def _cloning_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """
@@ -62,10 +69,13 @@ class WeightedCloningAlgorithm(OfflineActorCritic):
         share = metrics.means().get("effective_sample_size")
         if share is not None and share < COLLAPSE and not self._has_warned:
             self._has_warned = True
-            print(
-                f"Warning: the actor's weights have collapsed, {100 * share:.1f} % of a batch count. "
-                f"{self._collapse_fix()}"
+            warnings.warn(
+                f"The actor's weights have collapsed, {100 * share:.1f} % of a batch count. {self._collapse_fix()}",
+                stacklevel=2,
             )
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_has_warned"]
 
     def _collapse_fix(self) -> str:
         raise NotImplementedError

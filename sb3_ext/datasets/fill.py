@@ -6,10 +6,12 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.her import HerReplayBuffer
 
+from sb3_ext.datasets.dataset import Dataset, Metadata
 from sb3_ext.datasets.environments import with_flat_maze
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
 from sb3_ext.datasets.replay_buffer import fill_buffer
+from sb3_ext.datasets.transforms import reward_factor_and_shift
 from sb3_ext.datasets.vec_env import as_model_sees, check_env_id, check_transforms, discounted_sums, init_statistics
 
 
@@ -48,8 +50,8 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
             f"{name}.load(path, env=env), or pass the data as dataset= where the algorithm takes that."
         )
     data = with_flat_maze(load(dataset, **kwargs))
-    check_env_id(data, model.env)
-    check_transforms(data, model.env)
+    check_env_id(data.metadata, model.env)
+    _check_rewards(data, model)
     data = as_model_sees(data, model.env, model.observation_space, model.action_space)
     if isinstance(buffer, HerReplayBuffer) and buffer.copy_info_dict and not data.infos:
         raise DatasetError(
@@ -59,4 +61,23 @@ def fill(model: BaseAlgorithm, dataset: DatasetLike, *, init_normalization: bool
     fill_buffer(data, buffer)
     normalize = model.get_vec_normalize_env()
     if init_normalization and normalize is not None:
-        init_statistics(normalize, data.frames, discounted_sums(data, normalize.gamma))
+        init_statistics(normalize, data.frames, discounted_sums(data.rewards, data.ends, normalize.gamma))
+
+
+def _check_rewards(data: Dataset, model: OffPolicyAlgorithm) -> None:
+    """
+    :raises DatasetError: the model would not collect such rewards and observations
+    """
+    assert model.env is not None
+    # An algorithm with a dataset of its own changes collected rewards as that dataset's were
+    own = getattr(model, "dataset_metadata", None) if hasattr(model, "dataset_kwargs") else None
+    check_transforms(data.metadata, model.env, with_rewards=own is None)
+    if own is not None:
+        wanted, found = (
+            reward_factor_and_shift(metadata.transforms) for metadata in (Metadata.from_dict(own), data.metadata)
+        )
+        if wanted != found:
+            raise DatasetError(
+                f"This {type(model).__name__} has the environment's rewards times {wanted[0]} plus {wanted[1]} in its "
+                f"batches, {data.source} has them times {found[0]} plus {found[1]}: pass the same reward transforms."
+            )

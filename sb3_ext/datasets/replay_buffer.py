@@ -110,7 +110,8 @@ def _unpickle(path: Path, trust: bool) -> ReplayBuffer:
     if not trust:
         raise DatasetError(
             f"{path} is a pickle, and opening one can run any code that its author put in. If you made it yourself or "
-            "trust who did: load(..., trust=True), --trust on the command line. To pass it on, convert it first."
+            "trust who did: load(..., trust=True), dataset_kwargs=dict(trust=True), or --trust of `sb3-ext dataset`. "
+            "To pass it on, convert it first."
         )
     try:
         buffer = load_from_pkl(path)

@@ -461,6 +461,11 @@ def _set_number(transform: Transform, name: str, value: Any) -> None:
     object.__setattr__(transform, name, number)
 
 
+def is_linear_in_rewards(transform: Transform) -> bool:
+    """Whether :func:`reward_factor_and_shift` says all that a transform does to rewards."""
+    return isinstance(transform, _ScaledRewards)
+
+
 def reward_factor_and_shift(transforms: Iterable[Transform]) -> tuple[float, float]:
     """What a series of transforms does to a reward: times the first, plus the second."""
     factor, shift = 1.0, 0.0

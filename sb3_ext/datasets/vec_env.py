@@ -9,8 +9,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_wrapper
 
 from sb3_ext.datasets.checks import check_spaces
-from sb3_ext.datasets.dataset import Dataset, Observations, leaves
+from sb3_ext.datasets.dataset import Dataset, Metadata, Observations, leaves
 from sb3_ext.datasets.errors import DatasetError
+from sb3_ext.datasets.transforms import is_linear_in_rewards
 
 
 def env_spec(env: VecEnv) -> EnvSpec | None:
@@ -23,28 +24,38 @@ def env_spec(env: VecEnv) -> EnvSpec | None:
     return replace(spec, additional_wrappers=wrappers)
 
 
-def check_env_id(dataset: Dataset, env: VecEnv) -> None:
+def check_env_id(metadata: Metadata, env: VecEnv) -> None:
     """:raises DatasetError: the dataset names another environment"""
     spec = env_spec(env)
-    if spec is not None and dataset.env_id not in (None, spec.id):
+    if spec is not None and metadata.env_id not in (None, spec.id):
         raise DatasetError(
-            f"{dataset.source} was recorded in {dataset.env_id}, but the model's environment is {spec.id}. If that is "
-            "meant, say so: load(...).with_metadata(env_id=None)."
+            f"{metadata.source} was recorded in {metadata.env_id}, but the model's environment is {spec.id}. If that "
+            "is meant, say so: load(...).with_metadata(env_id=None)."
         )
 
 
-def check_transforms(dataset: Dataset, env: VecEnv) -> None:
+def transforms_of(env: VecEnv) -> list[str]:
+    """Names of the transforms that an environment of ``make_training_env`` goes through by itself."""
+    return env.get_attr("dataset_transforms")[0] if env.has_attr("dataset_transforms") else []
+
+
+def check_transforms(metadata: Metadata, env: VecEnv, with_rewards: bool = True) -> None:
     """
     What the model collects must be of the same kind as the data.
 
+    :param with_rewards: whether that goes for shifted and scaled rewards too
     :raises DatasetError: the dataset went through transforms that the environment did not go through
     """
-    needed = [transform.name for transform in dataset.metadata.transforms if transform.changes_env]
-    has = env.get_attr("dataset_transforms")[0] if env.has_attr("dataset_transforms") else []
+    needed = [
+        transform.name
+        for transform in metadata.transforms
+        if transform.changes_env and (with_rewards or not is_linear_in_rewards(transform))
+    ]
+    has = transforms_of(env)
     missing = [name for name in needed if name not in has]
     if missing:
         raise DatasetError(
-            f"{dataset.source} went through {missing}, the environment did not: use the raw data, or train in "
+            f"{metadata.source} went through {missing}, the environment did not: use the raw data, or train in "
             "sb3_ext.datasets.make_training_env(dataset). If the environment does the same by itself: "
             "load(...).with_metadata(transforms=())."
         )
@@ -91,11 +102,16 @@ def init_statistics(normalize: VecNormalize, frames: Observations, sums: np.ndar
             rms.update_from_moments(mean, var, len(values))
 
 
-def discounted_sums(dataset: Dataset, gamma: float) -> np.ndarray:
-    """What ``VecNormalize`` scales rewards by the deviation of: those so far in the episode, older ones discounted."""
+def discounted_sums(rewards: np.ndarray, ends: np.ndarray, gamma: float) -> np.ndarray:
+    """
+    What ``VecNormalize`` scales rewards by the deviation of: those so far in the episode, older ones discounted.
+
+    :param rewards: shape ``(n,)``
+    :param ends: where episodes end, shape ``(n,)``
+    """
     sums = []
     total = 0.0
-    for reward, is_end in zip(dataset.rewards.tolist(), dataset.ends.tolist(), strict=True):
+    for reward, is_end in zip(rewards.tolist(), ends.tolist(), strict=True):
         total = gamma * total + reward
         sums.append(total)
         if is_end:

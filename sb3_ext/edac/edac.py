@@ -37,7 +37,7 @@ class EDAC(EntropyRegularizedAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         eta: float = 1.0,

@@ -46,7 +46,7 @@ class IQL(WeightedCloningAlgorithm):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         expectile: float = 0.7,
@@ -65,6 +65,8 @@ class IQL(WeightedCloningAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        if self.actor_learning_rate is not None:
+            as_schedule(self.actor_learning_rate, "actor_learning_rate")
         if not 0 < self.expectile < 1:
             raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
         if not self.weight_temp >= 0 or not self.max_weight > 0:
@@ -72,15 +74,10 @@ class IQL(WeightedCloningAlgorithm):
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
 
-    def _setup_model(self) -> None:
-        if self.actor_learning_rate is not None:
-            self._actor_schedule = as_schedule(self.actor_learning_rate, "actor_learning_rate")
-        super()._setup_model()
-
     def _update_schedules(self) -> None:
         super()._update_schedules()
         if self.actor_learning_rate is not None:
-            rate = self._actor_schedule(self._current_progress_remaining)
+            rate = as_schedule(self.actor_learning_rate, "actor_learning_rate")(self._current_progress_remaining)
             self.actor.optimizer.param_groups[0]["lr"] = rate
             self.logger.record("train/actor_learning_rate", rate)
 

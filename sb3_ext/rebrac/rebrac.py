@@ -60,7 +60,7 @@ class ReBRAC(OfflineActorCritic):
     def __init__(
         self,
         policy: str | type[BasePolicy],
-        env: GymEnv | str | None,
+        env: GymEnv | str | None = None,
         dataset: DatasetLike | None = None,
         *,
         actor_bc_coef: float | str | Schedule = 0.01,
@@ -97,7 +97,12 @@ class ReBRAC(OfflineActorCritic):
         self._bc_coefs = th.tensor(self._current_bc_coefs(), device=self.device)
 
     def _current_bc_coefs(self) -> list[float]:
-        return [as_schedule(getattr(self, name), name)(self._current_progress_remaining) for name in BC_COEFS]
+        progress = self._current_progress_remaining
+        coefs = {name: as_schedule(getattr(self, name), name)(progress) for name in BC_COEFS}
+        for name, value in coefs.items():
+            if not value >= 0:
+                raise ValueError(f"{name} is {value} with {progress:.2f} of `learn` left: it must not be negative.")
+        return list(coefs.values())
 
     def _update_schedules(self) -> None:
         super()._update_schedules()
