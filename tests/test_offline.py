@@ -183,6 +183,19 @@ def test_online_it_is_an_algorithm_like_all(algorithm, check, demos_file, tmp_pa
     check(make_online, tmp_path)
 
 
+# What needs no episodes of the model's own
+OFFLINE_CHECKS = [check for check in CHECKS if "success_rates" not in check.__name__]
+
+
+@pytest.mark.parametrize("check", OFFLINE_CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_offline_it_is_one_too(algorithm, check, demos_file, tmp_path):
+    def make_offline(env, **kwargs):
+        return make(algorithm, demos_file, env, **kwargs)
+
+    check(make_offline, tmp_path)
+
+
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_learning_needs_no_environment(algorithm, demos, tmp_path):
     model = make(algorithm, demos)

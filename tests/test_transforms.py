@@ -423,3 +423,10 @@ def test_demonstrations_that_were_changed_need_an_environment_that_was():
     ):
         REDQ("MlpPolicy", gym.make(SCRIPTED), demos=demos, **arguments)
     REDQ("MlpPolicy", make_training_env(demos), demos=demos, **arguments)
+
+
+def test_a_second_shift_of_the_rewards_is_told():
+    once = load("demo/pointmaze-umaze", reward_shift=-1)
+    with pytest.warns(UserWarning, match="shifted already"):
+        twice = load(once, reward_shift=-1)
+    assert twice.rewards.min() == -2

@@ -26,9 +26,10 @@ class CalQL(EntropyRegularizedAlgorithm):
             \log \tfrac{1}{3 m} \sum_j \tfrac{e^{Q_k(s, a_j)}}{p(a_j)} - Q_k(s, a) \right)
 
     with m actions each that are uniform, of :math:`\pi(s)` and of :math:`\pi(s')`; :math:`\max(Q, R)` stands for the
-    values of the policy's, R being the return from the transition to the end of its episode
-    (:func:`~sb3_ext.common.buffers.returns_to_go`). With ``calibrate=False`` it is CQL. Both terms have half the weight
-    that they have in the authors' code, so that their values of :math:`\alpha` apply.
+    values of the policy's, R being the return from the transition to the end of its episode. At a time limit the mean
+    reward goes on for ever (:func:`~sb3_ext.common.buffers.returns_to_go`): a lower bound where rewards are the same
+    up to the goal, as in mazes, and a guess elsewhere. With ``calibrate=False`` it is CQL. Both terms have half the
+    weight that they have in the authors' code, so that their values of :math:`\alpha` apply.
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.

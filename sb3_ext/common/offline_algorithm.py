@@ -201,7 +201,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             )
         if not isinstance(action_space, self.supported_action_spaces):
             names = " or ".join(space.__name__ for space in self.supported_action_spaces)
-            raise ValueError(f"{type(self).__name__} takes {names} actions, the dataset's are {action_space}.")
+            hint = "" if spaces.Discrete in self.supported_action_spaces else " BC, AWAC and IQL take discrete ones."
+            raise ValueError(f"{type(self).__name__} takes {names} actions, the dataset's are {action_space}.{hint}")
         if isinstance(action_space, spaces.Box) and not action_space.is_bounded():
             raise ValueError(f"Actions are scaled from their bounds, which have to be finite, not {action_space}.")
         if isinstance(action_space, spaces.Discrete) and action_space.start != 0:

@@ -88,7 +88,11 @@ def load(
         dataset = transform(dataset)
     if not allow_constant_rewards:
         check_rewards(dataset)
-    return RewardShift(reward_shift)(dataset) if reward_shift else dataset
+    if not reward_shift:
+        return dataset
+    if any(isinstance(transform, RewardShift) for transform in dataset.metadata.transforms):
+        warnings.warn(f"{dataset.source}: rewards are shifted already, and now by {reward_shift} more.", stacklevel=2)
+    return RewardShift(reward_shift)(dataset)
 
 
 def _as_list(transforms: Any) -> list[Any]:
