@@ -145,7 +145,7 @@ def test_schedules():
     assert as_schedule("3e-5", "x")(0.3) == 3e-5
     assert as_schedule("lin_0.8", "x")(0.25) == pytest.approx(0.2)
     assert as_schedule(lambda progress: 2 * progress, "x")(0.5) == 1.0
-    for bad in ("lin_", "exp_1", "0.5"):
+    for bad in ("lin_", "exp_1", "half"):
         with pytest.raises(ValueError, match="lin_<start>"):
             as_schedule(bad, "x")
 

@@ -202,7 +202,7 @@ def test_bad_arguments_are_refused(demos):
     with pytest.raises(ValueError, match="lin_<start>"):
         pretrain(model, demos, steps=1, learning_rate="fast")
     with pytest.raises(DatasetError):
-        pretrain(model, "nothing/of-this-name", steps=1)
+        pretrain(model, "missing.hdf5", steps=1)
     with pytest.raises(DatasetError):
         pretrain(model, discrete_demos(), steps=1)
     recurrent = sb3_contrib.RecurrentPPO("MlpLstmPolicy", reach_env(), device="cpu")
