@@ -42,8 +42,12 @@ OFFLINE = [algo for algo, entry in ALGORITHMS.items() if issubclass(entry.algori
 # What is run by RL Zoo from end to end, which takes seconds each
 RUN = ["redq", "bcppo", "iql", "rebrac"]
 # What makes a run of 30 steps cheap, beside one demonstration and small batches
-CHEAP = {"redq": ["demos:'scripted:1'", "bc_pretrain_steps:20", "batch_size:32"]}
-CHEAP_SEARCH = {"redq": [*CHEAP["redq"], "learning_starts:25"]}
+CLONES = ["demos:'scripted:1'", "bc_pretrain_steps:20"]
+CHEAP = {
+    "redq": [*CLONES, "batch_size:32"],
+    "bcppo": [*CLONES, "batch_size:10", "n_steps:10", "value_warmup_steps:10"],
+}
+CHEAP_SEARCH = {**CHEAP, "redq": [*CHEAP["redq"], "learning_starts:25"]}
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Constant.s. may be too high:UserWarning"),
