@@ -60,8 +60,8 @@ def test_python_of_the_offline_page_runs(tmp_path):
 
 def test_python_of_the_bcppo_page_runs(tmp_path):
     training, cloning = blocks("docs/bcppo.md", "python")
-    small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("20_000", "20")
-    small = small.replace("value_warmup_steps=8192", "value_warmup_steps=64, n_steps=64")
+    small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("50_000", "20")
+    small = small.replace("8192", "64").replace("4096", "64").replace("512", "64")
     (tmp_path / "bcppo.py").write_text(small)
     run(tmp_path, "bcppo.py")
     assert (tmp_path / "hammer.zip").exists()
