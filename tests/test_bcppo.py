@@ -17,7 +17,7 @@ from test_pretrain import discrete_demos, discrete_env
 from toy_envs import DiscreteEnv, reach_demos, reach_env
 
 from sb3_ext import BCPPO, REDQ
-from sb3_ext.bcppo.policies import TruncatedNormalDistribution
+from sb3_ext.bcppo.policies import TruncatedNormalDistribution, TruncatedNormalMlpPolicy
 from sb3_ext.common.losses import (
     bernoulli_kl,
     categorical_kl,
@@ -415,6 +415,12 @@ def test_truncated_normal_by_hand():
     samples = distribution.sample()
     assert samples.abs().max() <= 1 and (samples == 1).float().mean() > 0.3
     th.testing.assert_close(distribution.mode(), th.tanh(th.full((1000, 2), 3.0)))
+
+
+def test_sb3s_ppo_trains_the_truncated_normal_policy_too(tmp_path):
+    model = PPO(TruncatedNormalMlpPolicy, envs(), **SMALL).learn(128)
+    model.save(tmp_path / "model")
+    assert_equal(weights(model), weights(PPO.load(tmp_path / "model", env=envs()).learn(0)))
 
 
 def test_truncated_normal_policy_has_the_networks_of_the_recipe():

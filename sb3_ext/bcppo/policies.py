@@ -101,6 +101,7 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
     """
 
     log_std: nn.Linear  # type: ignore[assignment]
+    log_std_net: nn.Linear
 
     def __init__(
         self,
@@ -133,11 +134,14 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
         # SB3 builds a mean and a parameter for a Gaussian, and an optimizer for both; only the latter is replaced
         self.action_dist = _GaussianHeads(get_action_dim(self.action_space))
         super()._build(lr_schedule)
+        # SB3's algorithms take a `log_std` for a tensor
+        self.log_std_net = self.log_std
+        del self.log_std
         self.action_dist = TruncatedNormalDistribution(get_action_dim(self.action_space), self.log_std_min)
 
     def _get_action_dist_from_latent(self, latent_pi: th.Tensor) -> TruncatedNormalDistribution:
         assert isinstance(self.action_dist, TruncatedNormalDistribution)
-        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std(latent_pi))
+        return self.action_dist.proba_distribution(self.action_net(latent_pi), self.log_std_net(latent_pi))
 
 
 class _GaussianHeads(DiagGaussianDistribution):
