@@ -329,6 +329,8 @@ def test_schedules_of_coefficients(demos):
     assert model._scalars()["bc_coef"].item() == pytest.approx(0.0, abs=1e-6)
     model._current_progress_remaining = 0.5
     assert model._scalars()["kl_coef"].item() == pytest.approx(0.2)
+    rising = make(demos=demos, bc_pretrain_steps=10, kl_coef=lambda progress: 1 - progress)
+    assert learn_and_capture(rising, 256)["train/kl_coef"] == pytest.approx(1.0)
 
 
 def test_metrics_are_written_with_the_update_that_they_describe(demos):

@@ -187,7 +187,7 @@ class BCPPO(PPO):
             as_schedule(getattr(self, name), name)
 
         uses = {name: getattr(self, name) for name in ("bc_pretrain_steps", "standardize_observations")}
-        uses |= {"bc_coef": self._starts_above_0(self.bc_coef), "freeze_normalization": self.freeze_normalization}
+        uses |= {"bc_coef": self._is_used(self.bc_coef), "freeze_normalization": self.freeze_normalization}
         used = [name for name, value in uses.items() if value]
         if self.demos is None and used:
             raise ValueError(f"{', '.join(used)} need demonstrations: pass demos=..., or leave them out.")
@@ -196,13 +196,13 @@ class BCPPO(PPO):
 
         if reference is not None:
             references.check_reference(reference, self)
-        wants_anchor = self.target_reverse_kl is not None or self._starts_above_0(self.kl_coef or 0.0)
+        wants_anchor = self.target_reverse_kl is not None or self._is_used(self.kl_coef or 0.0)
         if wants_anchor and reference is None and self.bc_pretrain_steps == 0:
             raise ValueError(
                 "kl_coef and target_reverse_kl need a policy to stay near to: set bc_pretrain_steps, for the clone, "
                 "or pass reference=..., or leave them out."
             )
-        if not self._starts_above_0(self._kl_coef_or_default()):
+        if not self._is_used(self._kl_coef_or_default()):
             for name, value in (("reference", reference), ("target_reverse_kl", self.target_reverse_kl)):
                 if value is not None:
                     raise ValueError(f"kl_coef=0 leaves {name} unused: leave it out, or make kl_coef positive.")
@@ -210,8 +210,8 @@ class BCPPO(PPO):
             raise ValueError("freeze_normalization=True freezes a VecNormalize around the environment; there is none.")
 
     @staticmethod
-    def _starts_above_0(coef: float | str | Schedule) -> bool:
-        return as_schedule(coef, "coefficient")(1.0) > 0
+    def _is_used(coef: float | str | Schedule) -> bool:
+        return not isinstance(coef, (int, float)) or coef > 0  # a schedule may start at 0
 
     def _kl_coef_or_default(self) -> float | str | Schedule:
         return DEFAULT_KL_COEF if self.kl_coef is None else self.kl_coef
@@ -269,7 +269,7 @@ class BCPPO(PPO):
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
         left = self.bc_pretrain_steps if self._bc_pretrain_steps_done == 0 else 0
-        if self.dataset_buffer is None and (left > 0 or self._starts_above_0(self.bc_coef)):
+        if self.dataset_buffer is None and (left > 0 or self._is_used(self.bc_coef)):
             self._reload_demos()
         self._initialise_normalization()  # before SB3 resets the environment and normalises what it sees
         self.engine.requested, self.engine.precision = self.update_backend, self.matmul_precision
@@ -279,7 +279,7 @@ class BCPPO(PPO):
         setup = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, tb_log_name, progress_bar)
         if left > 0:
             self._pretrain(left)
-            if self.reference is None and self._starts_above_0(self._kl_coef_or_default()):
+            if self.reference is None and self._is_used(self._kl_coef_or_default()):
                 self._set_reference(self.policy)
         return setup
 
@@ -406,7 +406,7 @@ class BCPPO(PPO):
         if self.reference is not None:
             kl_coef = as_schedule(self._kl_coef_or_default(), "kl_coef")(progress)
             scalars["kl_coef"] = kl_coef * self._kl_factor
-        if self._starts_above_0(self.bc_coef):
+        if self._is_used(self.bc_coef):
             scalars["bc_coef"] = as_schedule(self.bc_coef, "bc_coef")(progress)
         return {name: th.tensor(value, dtype=th.float32, device=self.device) for name, value in scalars.items()}
 
@@ -460,7 +460,7 @@ class BCPPO(PPO):
         return approx_kl.item() > 1.5 * self.target_kl  # SB3's factor
 
     def _draw_demos(self) -> tuple[Any, th.Tensor] | None:
-        if not self._starts_above_0(self.bc_coef):
+        if not self._is_used(self.bc_coef):
             return None
         assert self.dataset_buffer is not None
         samples = self.dataset_buffer.sample(self.bc_batch_size, env=self.get_vec_normalize_env())
