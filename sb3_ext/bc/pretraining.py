@@ -13,7 +13,7 @@ from stable_baselines3.dqn.policies import DQNPolicy
 from stable_baselines3.td3.policies import Actor as TD3Actor
 from torch import nn
 
-from sb3_ext.common.actors import CLONING_MIN_LOG_STD
+from sb3_ext.common.actors import CLONING_MIN_LOG_STD, DeterministicActor
 from sb3_ext.common.buffers import DatasetBuffer
 from sb3_ext.common.densities import acting_part, action_log_prob, has_density
 from sb3_ext.common.losses import behaviour_cloning_loss, large_margin_loss
@@ -21,7 +21,6 @@ from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike, load_demonstrations
 from sb3_ext.datasets.vec_env import as_model_sees, check_transforms, env_spec
-from sb3_ext.rebrac.policies import DeterministicActor
 
 # Observations, and actions as a replay buffer has them -> scalar
 CloningLoss = Callable[[PyTorchObs, th.Tensor], th.Tensor]

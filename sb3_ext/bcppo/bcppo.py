@@ -350,12 +350,12 @@ class BCPPO(PPO):
 
     def _train_value(self) -> None:
         metrics = Metrics()
-        only: list[nn.Parameter] | None = None
         scalars = self._scalars()
+        self._warming = None
         for _ in range(self.n_epochs):
             for batch in self.rollout_buffer.get(self.batch_size):
-                only = self._value_parameters(batch) if only is None else only
-                self._warming = only
+                if self._warming is None:
+                    self._warming = self._value_parameters(batch)
                 metrics.add(self.engine.run(self._update_value, batch, scalars))
             self._n_updates += 1
         self._log_means(metrics.seal().means())

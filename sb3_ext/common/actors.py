@@ -156,6 +156,13 @@ class TruncatedNormalActor(TanhMeanActor):
         return actions, distribution.log_prob(actions)
 
 
+class DeterministicActor(TanhMeanActor):
+    """TD3's actor: the tanh of a network's output. Arguments are those of :class:`MlpActor`."""
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self.mean(obs)
+
+
 class GaussianActor(TanhMeanActor):
     """
     A tanh mean and one learnt standard deviation per action, the same everywhere, as in AWAC and IQL. Arguments are

@@ -474,10 +474,7 @@ class DatasetBuffer(TensorReplayBuffer):
         rows = {name: map_observations(lambda column: column.cpu(), rows) for name, rows in self._rows.items()}
         return {**self.__dict__, "_rows": rows}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._device.type == "cuda" and not th.cuda.is_available():
-            self._device = th.device("cpu")
+    def _share(self) -> None:
         self._rows = {
             name: map_observations(lambda column: column.to(self._device), rows) for name, rows in self._rows.items()
         }

@@ -2,19 +2,11 @@
 
 from typing import Any
 
-import torch as th
-from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 
-from sb3_ext.common.actors import TanhMeanActor
+from sb3_ext.common.actors import DeterministicActor
 from sb3_ext.common.offline_policies import TwoCriticsPolicy
 from sb3_ext.common.policies import CnnMixin, MultiInputMixin
-
-
-class DeterministicActor(TanhMeanActor):
-    """TD3's actor: the tanh of a network's output. Arguments are those of ``TanhMeanActor``."""
-
-    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
-        return self.mean(obs)
 
 
 class ReBRACPolicy(TwoCriticsPolicy):

@@ -7,12 +7,13 @@ import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_ext.common.actors import DeterministicActor
 from sb3_ext.common.buffers import OfflineSamples, Samples
 from sb3_ext.common.losses import cloned_td3_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DatasetLike
-from sb3_ext.rebrac.policies import CnnPolicy, DeterministicActor, MlpPolicy, MultiInputPolicy
+from sb3_ext.rebrac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 
 BC_COEFS = ("actor_bc_coef", "critic_bc_coef")
 
