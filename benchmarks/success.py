@@ -100,7 +100,8 @@ def pretrained_ppo(env_id: str, seed: int, recipe: dict[str, Any]) -> PPO:
     kwargs = {key: value for key, value in recipe.items() if key in inspect.signature(PPO).parameters}
     kwargs["policy"] = BCPPO.policy_aliases[recipe["policy"]]
     if recipe["standardize_observations"]:
-        kwargs["policy_kwargs"] = {"features_extractor_class": StandardizingExtractor}
+        extractor = {"features_extractor_class": StandardizingExtractor}
+        kwargs["policy_kwargs"] = {**recipe.get("policy_kwargs", {}), **extractor}
     model = PPO(env=env_id, seed=seed, device="cpu", **{**kwargs, "learning_rate": float(recipe["learning_rate"])})
     demos = load_demonstrations(recipe["demos"], gym.spec(env_id), seed)
     set_statistics(model.policy, demos.observations)

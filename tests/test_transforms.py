@@ -183,11 +183,76 @@ def test_relabel_success():
     assert values_of(recorded) == [0, 0, 0, 1]
     near = tf.RelabelSuccess(goal=[2.2, -2.2], radius=0.3)(dataset)
     assert values_of(near) == [0, 1, 0, 0] and near.successes.tolist() == [False, True, False, False]
-    # A terminal step whose successor was not recorded keeps what was recorded
-    unknown = replace(dataset, next_rows=np.append(dataset.next_rows[:-1], dataset.rows[-1]))
-    assert values_of(tf.RelabelSuccess(goal=[2.2, -2.2], radius=0.3)(unknown)) == [0, 1, 0, 1]
     with pytest.raises(DatasetError, match="a goal needs flat observations"):
         tf.RelabelSuccess(goal=[0, 0])(rollout("DictLineEnv-v0"))
+
+
+def test_relabelling_cuts_episodes_off_that_ended_at_another_goal():
+    dataset = with_success(counted_dataset([(3, "terminal"), (2, "terminal")]), 2)
+    there = tuple(float(entry) for entry in dataset.next_observations[0])
+    relabelled = tf.RelabelSuccess(goal=there, radius=0.1)(dataset)
+    assert values_of(relabelled) == [1, 0, 0, 0, 0]
+    # The first ended at what was the goal; the second failed, and still does
+    assert relabelled.terminations.tolist() == [False, False, False, False, True]
+    assert relabelled.truncations.tolist() == [False, False, True, False, False]
+
+
+def test_relabelling_where_the_last_state_was_not_recorded():
+    # Along a line, 0.4 m a step: what the last steps led to is 0.4 m further on
+    x = np.array([0.0, 0.4, 0.8, 0.0, 0.4], np.float32)[:, None]
+    ends = np.array([False, False, True, False, True])
+    arrays = make_arrays(
+        observations=x,
+        next_observations=np.where(ends, x[:, 0], x[:, 0] + 0.4)[:, None].astype(np.float32),
+        actions=np.zeros((5, 1), np.float32),
+        rewards=ends.astype(np.float32),
+        terminations=ends,
+        truncations=~ends & False,
+    )
+    dataset = Dataset.from_arrays(arrays)
+    relabelled = tf.RelabelSuccess(goal=[1.2], radius=0.1)(dataset)
+    # The other episode's last step leads nowhere: it is left out
+    assert values_of(relabelled) == [0, 0, 1, 0]
+    assert relabelled.terminations.tolist() == [False, False, True, False]
+    assert relabelled.ends.tolist() == [False, False, True, True]
+
+
+def test_terminate_on_flip():
+    up, down = [1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]
+    steps = [up, up, down, down, up, up]  # falls in the second step, gets up in the fourth
+    quaternions = np.array(steps, np.float32)
+    observations = np.concatenate([np.zeros((6, 1), np.float32), quaternions], axis=1)
+    flags = np.zeros(6, bool)
+    following = np.concatenate([observations[1:], observations[-1:]])
+    dataset = Dataset.from_arrays(
+        make_arrays(
+            observations=observations,
+            next_observations=following,
+            actions=np.zeros((6, 1), np.float32),
+            rewards=np.arange(6, dtype=np.float32),
+            terminations=flags,
+            truncations=flags,
+        ),
+        warn=False,
+    )
+    upright = tf.TerminateOnFlip(quaternion=1)(dataset)
+    assert values_of(upright) == [0, 1, 4, 5]
+    assert upright.terminations.tolist() == [False, True, False, False]
+    assert upright.starts.tolist() == [0, 2]
+
+
+def test_terminate_on_flip_online():
+    env = gym.make("AntMazeFlat/UMaze-v4")
+    transform = tf.TerminateOnFlip()
+    assert transform.wrap_env(env, training=False) is env
+    wrapped = transform.wrap_env(env, training=True)
+    wrapped.reset(seed=0)
+    assert not wrapped.step(np.zeros(8))[2]
+    robot = env.unwrapped._robot
+    qpos = robot.data.qpos.copy()
+    qpos[2:7] = [0.8, 0, 1, 0, 0]
+    robot.set_state(qpos, robot.data.qvel * 0)
+    assert wrapped.step(np.zeros(8))[2]
 
 
 @pytest.mark.parametrize("transform", [tf.TruncateAtSuccess(), tf.TerminateAtSuccess(), tf.RelabelSuccess()])
@@ -235,6 +300,7 @@ EXAMPLES = [
     tf.StandardizeObservations(mean={"a": [1.0]}, std={"a": [2.0]}),
     tf.TruncateAtSuccess(),
     tf.TerminateAtSuccess(),
+    tf.TerminateOnFlip(1),
     tf.RelabelSuccess((1.0, 2.0), 0.3),
     tf.RelabelSuccess(np.array([1, 2])),
     tf.TopEpisodes(20.0),
