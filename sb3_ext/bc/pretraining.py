@@ -123,6 +123,9 @@ def clone(
         losses[step] = value.detach()
     optimizer.zero_grad()
     policy.set_training_mode(False)
+    if steps > 0:
+        with th.no_grad():  # SB3's policies keep their last distribution, which could not be copied with its graph
+            loss(samples.observations, samples.actions)
     for name, target in WITH_TARGET:
         if hasattr(policy, target):
             getattr(policy, target).load_state_dict(getattr(policy, name).state_dict())

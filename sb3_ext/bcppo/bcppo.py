@@ -1,6 +1,7 @@
 """BCPPO: PPO anchored to a clone of demonstrations."""
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -91,9 +92,9 @@ class BCPPO(PPO):
     :param accumulate_epoch: One optimizer step an epoch, on the whole rollout in slices of ``batch_size``, in place of
         one for each minibatch. Advantages are normalised over the rollout then.
     :param standardize_observations: Shift and scale observations by the demonstrations' statistics, inside the policy.
-    :param freeze_normalization: A ``VecNormalize`` around the environment takes up the demonstrations' statistics and
-        keeps them, so that the reference goes on seeing what it was cloned on.
-    :param update_backend: ``"auto"``, ``"eager"``, ``"compiled"`` or ``"cudagraph"``.
+    :param freeze_normalization: A ``VecNormalize`` around the environment takes up the demonstrations' statistics, of
+        rewards too, and keeps them, so that the reference goes on seeing what it was cloned on.
+    :param update_backend: ``"auto"``, ``"eager"`` or ``"compiled"``.
     :param matmul_precision: ``"fp32"`` or ``"bf16"``.
     :param kwargs: Arguments of SB3's PPO.
     :raises sb3_ext.datasets.DatasetError: demonstrations are missing, broken or of another environment.
@@ -141,6 +142,7 @@ class BCPPO(PPO):
         matmul_precision: str = "fp32",
         learning_rate: float | str | Schedule = 3e-4,
         clip_range: float | str | Schedule = 0.2,
+        clip_range_vf: float | str | Schedule | None = None,
         _init_setup_model: bool = True,
         **kwargs: Any,
     ):
@@ -149,6 +151,7 @@ class BCPPO(PPO):
             env,
             as_schedule(learning_rate, "learning_rate"),
             clip_range=as_schedule(clip_range, "clip_range"),
+            clip_range_vf=None if clip_range_vf is None else as_schedule(clip_range_vf, "clip_range_vf"),
             _init_setup_model=False,
             **kwargs,
         )
@@ -167,25 +170,35 @@ class BCPPO(PPO):
         self.update_backend = update_backend
         self.matmul_precision = matmul_precision
         if _init_setup_model:
-            self._check_arguments(reference)
+            self._check_arguments()
+            self._check_demos()
+            self._check_anchor(reference)
+            if reference is not None:
+                references.check_reference(reference, self)
             self._setup_model()
             if demos is not None:
                 self._load_demos()
             if reference is not None:
-                self._set_reference(reference.policy if isinstance(reference, BaseAlgorithm) else reference)
+                self._set_reference(reference)
 
-    def _check_arguments(self, reference: Any) -> None:
+    def _check_arguments(self) -> None:
         for name, least in (("bc_pretrain_steps", 0), ("bc_batch_size", 1), ("value_warmup_steps", 0)):
-            if not getattr(self, name) >= least:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}.")
+            value = getattr(self, name)
+            if not isinstance(value, (int, np.integer)) or value < least:
+                raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         if self.kl_estimator not in ("auto", *KL_ESTIMATORS):
             raise ValueError(f"kl_estimator={self.kl_estimator!r} must be one of 'auto', 'importance', 'k3'.")
         if self.target_reverse_kl is not None and not self.target_reverse_kl > 0:
             raise ValueError(f"target_reverse_kl={self.target_reverse_kl} must be positive, or None.")
         check_arguments(self.update_backend, self.matmul_precision)
+        if self.update_backend == "cudagraph":  # PPO decides between minibatches whether to go on
+            raise ValueError("update_backend='cudagraph' is not for PPO: use 'auto', which compiles on a GPU too.")
         for name in ("bc_learning_rate", "bc_coef", *(() if self.kl_coef is None else ("kl_coef",))):
             as_schedule(getattr(self, name), name)
+        if self.freeze_normalization and self.get_vec_normalize_env() is None:
+            raise ValueError("freeze_normalization=True freezes a VecNormalize around the environment; there is none.")
 
+    def _check_demos(self) -> None:
         uses = {name: getattr(self, name) for name in ("bc_pretrain_steps", "standardize_observations")}
         uses |= {"bc_coef": self._is_used(self.bc_coef), "freeze_normalization": self.freeze_normalization}
         used = [name for name, value in uses.items() if value]
@@ -194,24 +207,28 @@ class BCPPO(PPO):
         if self.demos is not None and not used:
             raise ValueError(f"demos are given, but nothing uses them: set one of {', '.join(uses)}.")
 
-        if reference is not None:
-            references.check_reference(reference, self)
+    def _check_anchor(self, reference: BaseAlgorithm | BasePolicy | None) -> None:
         wants_anchor = self.target_reverse_kl is not None or self._is_used(self.kl_coef or 0.0)
-        if wants_anchor and reference is None and self.bc_pretrain_steps == 0:
+        if wants_anchor and reference is None and self._bc_steps_left() == 0:
             raise ValueError(
                 "kl_coef and target_reverse_kl need a policy to stay near to: set bc_pretrain_steps, for the clone, "
-                "or pass reference=..., or leave them out."
+                "or pass reference=... (load takes it too), or leave them out."
             )
         if not self._is_used(self._kl_coef_or_default()):
-            for name, value in (("reference", reference), ("target_reverse_kl", self.target_reverse_kl)):
+            given = None if reference is self.reference else reference  # a reference that was used before may rest
+            for name, value in (("reference", given), ("target_reverse_kl", self.target_reverse_kl)):
                 if value is not None:
                     raise ValueError(f"kl_coef=0 leaves {name} unused: leave it out, or make kl_coef positive.")
-        if self.freeze_normalization and self.get_vec_normalize_env() is None:
-            raise ValueError("freeze_normalization=True freezes a VecNormalize around the environment; there is none.")
 
     @staticmethod
     def _is_used(coef: float | str | Schedule) -> bool:
-        return not isinstance(coef, (int, float)) or coef > 0  # a schedule may start at 0
+        if callable(coef):
+            return True  # it may start at 0
+        return as_schedule(coef, "coefficient")(1.0) > 0
+
+    def _bc_steps_left(self) -> int:
+        """Of cloning."""
+        return max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0)
 
     def _kl_coef_or_default(self) -> float | str | Schedule:
         return DEFAULT_KL_COEF if self.kl_coef is None else self.kl_coef
@@ -234,7 +251,8 @@ class BCPPO(PPO):
             set_statistics(self.policy, dataset.observations)
             self._has_statistics = True
 
-    def _set_reference(self, policy: BasePolicy) -> None:
+    def _set_reference(self, reference: BaseAlgorithm | BasePolicy) -> None:
+        policy = reference.policy if isinstance(reference, BaseAlgorithm) else reference
         self.reference = references.freeze(policy).to(self.device)
         self._reference_structure = references.structure_of(self.reference)
 
@@ -251,6 +269,7 @@ class BCPPO(PPO):
                 self.matmul_precision,
                 self.verbose,
                 as_sb3=True,
+                has_loops=False,
             )
         return self._engine
 
@@ -268,8 +287,10 @@ class BCPPO(PPO):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
-        left = self.bc_pretrain_steps if self._bc_pretrain_steps_done == 0 else 0
-        if self.dataset_buffer is None and (left > 0 or self._is_used(self.bc_coef)):
+        self._check_arguments()  # they may have changed since, for instance by `load`
+        self._check_anchor(self.reference)
+        left = self._bc_steps_left()
+        if self.dataset_buffer is None and (left > 0 or self._is_used(self.bc_coef) or self._needs_statistics()):
             self._reload_demos()
         self._initialise_normalization()  # before SB3 resets the environment and normalises what it sees
         self.engine.requested, self.engine.precision = self.update_backend, self.matmul_precision
@@ -288,9 +309,15 @@ class BCPPO(PPO):
         if self.demos is None:
             raise DatasetError(
                 "This model was trained with demonstrations that were in memory, and they are gone. Pass them again, "
-                "BCPPO.load(path, env=env, demos=...), or train on without: BCPPO.load(path, env=env, bc_coef=0)."
+                "BCPPO.load(path, env=env, demos=...), or train on without: BCPPO.load(path, env=env, bc_coef=0), with "
+                "VecNormalize.load(...) around the environment if there was one."
             )
         self._load_demos()
+
+    def _needs_statistics(self) -> bool:
+        """Whether there is a ``VecNormalize`` that is to keep statistics, and has none."""
+        normalize = self.get_vec_normalize_env()
+        return self.freeze_normalization and normalize is not None and normalize.training
 
     def _initialise_normalization(self) -> None:
         normalize = self.get_vec_normalize_env()
@@ -322,9 +349,21 @@ class BCPPO(PPO):
     def collect_rollouts(
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
-        """As in SB3."""
+        """
+        As in SB3.
+
+        :raises ValueError: the policy's outputs are no longer finite.
+        """
         with unvalidated_distributions():
-            return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+        # Looked at once a rollout, in place of PyTorch's check of each distribution
+        if goes_on and not (np.isfinite(rollout_buffer.values).all() and np.isfinite(rollout_buffer.log_probs).all()):
+            raise ValueError(
+                f"The policy's outputs are no longer finite after {self.num_timesteps} timesteps. Observations that "
+                "are NaN or infinite do that (stable_baselines3.common.vec_env.VecCheckNan finds them), and so does a "
+                "learning_rate that is too high."
+            )
+        return goes_on
 
     def dump_logs(self, iteration: int = 0) -> None:
         """SB3 asks for this before the update; :meth:`train` writes, with the metrics of the rollout's own update."""
@@ -384,7 +423,7 @@ class BCPPO(PPO):
                 break
         last = metrics.means()
         means = {**all_metrics.seal().means(), **{name: last[name] for name in LAST_EPOCH if name in last}}
-        if not math.isfinite(means["loss"]):
+        if not math.isfinite(means.get("loss", 0.0)):  # none where the very first minibatch was too far
             raise ValueError(
                 f"The loss is no longer finite after {self.num_timesteps} timesteps: lower learning_rate or "
                 "max_grad_norm, or set target_kl, and look at train/std and train/clip_fraction up to there."
@@ -429,9 +468,16 @@ class BCPPO(PPO):
             if self.normalize_advantage and len(advantages) > 1:
                 advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
             batch = batch._replace(advantages=advantages)
-            if self.target_kl is not None and self._is_too_far(self.engine.run(self._approx_kl, batch)):
+            demos = self._draw_demos()
+            if self.target_kl is None:
+                metrics.add(self.engine.run(self._update, batch, demos, scalars))
+                continue
+            grads, found = self.engine.run(self._gradients, batch, demos, scalars)
+            if self._is_too_far(found["approx_kl"]):
+                metrics.add({"approx_kl": found["approx_kl"]})
                 return False
-            metrics.add(self.engine.run(self._update, batch, self._draw_demos(), scalars))
+            self.engine.run(self._step, grads)
+            metrics.add(found)
         return True
 
     def _accumulated_epoch(self, metrics: Metrics, scalars: Scalars) -> bool:
@@ -440,17 +486,17 @@ class BCPPO(PPO):
         advantages = th.as_tensor(self.rollout_buffer.advantages, device=self.device)
         mean, std = advantages.mean(), advantages.std()
         total: tuple[th.Tensor | None, ...] | None = None
-        approx_kl = th.zeros((), device=self.device)
+        means: Scalars = {}
         for batch in self.rollout_buffer.get(self.batch_size):
             share = len(batch.advantages) / n_rows
             if self.normalize_advantage:
                 batch = batch._replace(advantages=(batch.advantages - mean) / (std + 1e-8))
-            weight = th.tensor(share, device=self.device)
-            grads, found = self.engine.run(self._slice_gradients, batch, self._draw_demos(), scalars, weight)
+            grads, found = self.engine.run(self._gradients, batch, self._draw_demos(), scalars)
+            grads = tuple(None if grad is None else share * grad for grad in grads)
             total = grads if total is None else tuple(_added(a, b) for a, b in zip(total, grads, strict=True))
-            metrics.add(found)
-            approx_kl += share * found["approx_kl"]
-        if self.target_kl is not None and self._is_too_far(approx_kl):
+            means = {name: means.get(name, 0.0) + share * value for name, value in found.items()}
+        metrics.add(means)
+        if self.target_kl is not None and self._is_too_far(means["approx_kl"]):
             return False
         self.engine.run(self._step, total)
         return True
@@ -473,19 +519,14 @@ class BCPPO(PPO):
         self.engine.minimize(loss, self.policy.optimizer, self.max_grad_norm)
         return metrics
 
-    def _slice_gradients(
-        self, batch: RolloutBufferSamples, demos: Any, scalars: Scalars, weight: th.Tensor
+    def _gradients(
+        self, batch: RolloutBufferSamples, demos: Any, scalars: Scalars
     ) -> tuple[tuple[th.Tensor | None, ...], Scalars]:
         loss, metrics = self._loss(batch, demos, scalars)
-        return tuple(self.engine.gradients(weight * loss, self.policy.optimizer)), metrics
+        return tuple(self.engine.gradients(loss, self.policy.optimizer)), metrics
 
     def _step(self, grads: tuple[th.Tensor | None, ...]) -> None:
         self.engine.step(self.policy.optimizer, grads, self.max_grad_norm)
-
-    def _approx_kl(self, batch: RolloutBufferSamples) -> th.Tensor:
-        with th.no_grad():
-            _, log_prob, _ = self.policy.evaluate_actions(batch.observations, self._own_actions(batch.actions))
-            return _approx_kl(log_prob - batch.old_log_prob)
 
     def _update_value(self, batch: RolloutBufferSamples, scalars: Scalars) -> Scalars:
         loss = self._value_loss(self.policy.predict_values(batch.observations).flatten(), batch, scalars)
@@ -552,10 +593,27 @@ class BCPPO(PPO):
 
     # --- Saving ------------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def load(  # type: ignore[override]
+        cls, *args: Any, reference: BaseAlgorithm | BasePolicy | None = None, **kwargs: Any
+    ) -> "BCPPO":
+        """
+        Load a model from a zip file.
+
+        :param args: As SB3's ``load`` has them: path, environment, device...
+        :param reference: Takes the place of the saved reference.
+        :param kwargs: Likewise, and attributes to change.
+        """
+        model = super().load(*args, **kwargs)
+        if reference is not None:
+            references.check_reference(reference, model)
+            model._set_reference(reference)
+        return model
+
     def _excluded_save_params(self) -> list[str]:
         excluded = [*super()._excluded_save_params(), "_engine", "dataset_buffer", "reference", "_warming"]
         # A name finds its data again; arrays would end up in the zip
-        return excluded if isinstance(self.demos, str) else [*excluded, "demos"]
+        return excluded if isinstance(self.demos, (str, os.PathLike)) else [*excluded, "demos"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         modules, tensors = super()._get_torch_save_params()

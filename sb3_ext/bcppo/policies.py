@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution, Distribution
@@ -30,8 +31,8 @@ MlpPolicy, CnnPolicy, MultiInputPolicy = ActorCriticPolicy, ActorCriticCnnPolicy
 
 class TruncatedNormalDistribution(Distribution):
     """
-    SB3's interface to :class:`~sb3_ext.common.distributions.ClampedNormal`: a diagonal Gaussian with a tanh mean, whose
-    samples are clamped into [-1, 1]. Log-densities and the entropy are those before clamping.
+    Diagonal Gaussian with a tanh mean, for actions that are clamped into [-1, 1] on their way to the environment.
+    Samples, log-densities and the entropy are those before clamping: probability ratios would be biased otherwise.
 
     :param action_dim: Number of actions.
     :param log_std_min: Least logarithm of the standard deviation, which cloning would shrink for ever where it fits.
@@ -72,7 +73,7 @@ class TruncatedNormalDistribution(Distribution):
         return (self.distribution.log_scale + ENTROPY_OF_UNIT_NORMAL).sum(dim=-1)
 
     def sample(self) -> th.Tensor:
-        return self.distribution.rsample()
+        return self.distribution.rsample(clamps=False)
 
     def mode(self) -> th.Tensor:
         return self.distribution.mode
@@ -91,7 +92,7 @@ class TruncatedNormalDistribution(Distribution):
 
 class TruncatedNormalMlpPolicy(ActorCriticPolicy):
     """
-    A tanh mean and a standard deviation for each state, both from one network, samples clamped into [-1, 1], and a
+    A tanh mean and a standard deviation for each state, both from one network, actions clamped into [-1, 1], and a
     critic with layer normalisation. Arguments are those of SB3's ``ActorCriticPolicy``, by default with
     ``net_arch=dict(pi=[256, 256], vf=[256, 256])``, ``activation_fn=nn.ReLU`` and ``log_std_init=-2``, and:
 
@@ -124,9 +125,16 @@ class TruncatedNormalMlpPolicy(ActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "log_std_min": self.log_std_min}
 
+    def unscale_action(self, scaled_action: np.ndarray) -> np.ndarray:
+        """
+        :param scaled_action: of any size, clamped into [-1, 1] first
+        :return: within the bounds of the environment's actions
+        """
+        return super().unscale_action(np.clip(scaled_action, -1.0, 1.0))
+
     def _build_mlp_extractor(self) -> None:
         super()._build_mlp_extractor()
-        sizes = self.net_arch["vf"] if isinstance(self.net_arch, dict) else self.net_arch
+        sizes = self.net_arch.get("vf", []) if isinstance(self.net_arch, dict) else self.net_arch
         layers = create_mlp(self.features_dim, -1, sizes, self.activation_fn, post_linear_modules=[nn.LayerNorm])
         self.mlp_extractor.value_net = nn.Sequential(*layers).to(self.device)
 
@@ -150,5 +158,5 @@ class _GaussianHeads(DiagGaussianDistribution):
     proba_distribution_net = TruncatedNormalDistribution.proba_distribution_net  # type: ignore[assignment]
 
 
-# Before clamping, as log-densities are; clamping brings two distributions nearer to each other, if anything
+# Before clamping, as log-densities are
 ANALYTIC[TruncatedNormalDistribution] = lambda p, r: gaussian_kl(p.loc, p.log_scale, r.loc, r.log_scale)

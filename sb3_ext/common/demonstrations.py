@@ -1,5 +1,7 @@
 """Demonstrations beside the replay buffer of an off-policy algorithm."""
 
+import os
+
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback
 
@@ -94,7 +96,7 @@ class DemonstrationsMixin(DatasetMixin):
     def _excluded_save_params(self) -> list[str]:
         excluded = super()._excluded_save_params()
         # A name finds its data again; arrays would end up in the zip
-        return excluded if isinstance(self.demos, str) else [*excluded, "demos"]
+        return excluded if isinstance(self.demos, (str, os.PathLike)) else [*excluded, "demos"]
 
 
 def _assignments(values: dict[str, float], all_values: bool = False) -> str:

@@ -127,13 +127,15 @@ class ClampedNormal:
         """Most probable action, shape ``(..., action_dim)``."""
         return self.loc
 
-    def rsample(self, noise: th.Tensor | None = None) -> th.Tensor:
+    def rsample(self, noise: th.Tensor | None = None, clamps: bool = True) -> th.Tensor:
         """
         :param noise: Standard normal noise of ``loc``'s shape; drawn here if None.
+        :param clamps: False gives the sample of the normal itself, whose log-density ``log_prob`` is.
         :return: shape ``(..., action_dim)``, in [-1, 1]
         """
         noise = th.randn_like(self.loc) if noise is None else noise
-        return (self.loc + self.log_scale.exp() * noise).clamp(-1, 1)
+        samples = self.loc + self.log_scale.exp() * noise
+        return samples.clamp(-1, 1) if clamps else samples
 
     def log_prob(self, actions: th.Tensor) -> th.Tensor:
         """

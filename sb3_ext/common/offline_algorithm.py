@@ -497,7 +497,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _excluded_save_params(self) -> list[str]:
         excluded = [*super()._excluded_save_params(), *NETWORKS]
         # A name finds its data again; arrays would end up in the zip
-        return excluded if isinstance(self.dataset, str) else [*excluded, "dataset"]
+        return excluded if isinstance(self.dataset, (str, os.PathLike)) else [*excluded, "dataset"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]

@@ -3,7 +3,9 @@
 import copy
 from typing import Any
 
+import numpy as np
 import torch as th
+from sb3_contrib.common.recurrent.policies import RecurrentActorCriticPolicy
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.distributions import (
     BernoulliDistribution,
@@ -11,8 +13,10 @@ from stable_baselines3.common.distributions import (
     DiagGaussianDistribution,
     Distribution,
     MultiCategoricalDistribution,
+    StateDependentNoiseDistribution,
 )
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_ext.common.densities import acting_part, has_density
 from sb3_ext.common.losses import bernoulli_kl, categorical_kl, gaussian_kl
@@ -40,25 +44,37 @@ def freeze(policy: BasePolicy) -> BasePolicy:
 def _emptied(distribution: Distribution) -> Distribution:
     emptied = copy.copy(distribution)
     for name, value in vars(distribution).items():
-        if isinstance(value, th.Tensor) or name == "distribution":
+        if isinstance(value, (th.Tensor, th.distributions.Distribution)) or name == "distribution":
             setattr(emptied, name, None)
     return emptied
 
 
 def structure_of(module: BasePolicy) -> BasePolicy:
-    """The module without its numbers, which are saved beside it."""
-    return copy.deepcopy(module).to("meta")
+    """The module without the numbers that are in its ``state_dict``, which is saved beside it."""
+    structure = copy.deepcopy(module).to("meta")
+    _copy_unsaved_buffers(module, structure, th.device("cpu"))
+    return structure
 
 
 def of_structure(structure: BasePolicy, device: th.device) -> BasePolicy:
-    """A module to load numbers into."""
-    return copy.deepcopy(structure).to_empty(device=device)
+    """A module to load a ``state_dict`` into."""
+    module = copy.deepcopy(structure).to_empty(device=device)
+    _copy_unsaved_buffers(structure, module, device)
+    return module
+
+
+def _copy_unsaved_buffers(source: BasePolicy, target: BasePolicy, device: th.device) -> None:
+    """Those that were registered with ``persistent=False``."""
+    for mine, theirs in zip(source.modules(), target.modules(), strict=True):
+        for name in mine._non_persistent_buffers_set:
+            buffer = getattr(mine, name)
+            setattr(theirs, name, None if buffer is None else buffer.clone().to(device))
 
 
 def check_reference(reference: Any, model: BaseAlgorithm) -> None:
     """
-    :raises TypeError: it is no model or policy, or one whose actions have no density.
-    :raises ValueError: it has other spaces.
+    :raises TypeError: it is no model or policy, or one whose actions have no density, or it has a memory.
+    :raises ValueError: it has other spaces, or sees observations normalised in another way.
     """
     policy = reference.policy if isinstance(reference, BaseAlgorithm) else reference
     if not isinstance(policy, BasePolicy):
@@ -67,14 +83,39 @@ def check_reference(reference: Any, model: BaseAlgorithm) -> None:
     for name, (theirs, ours) in spaces_of.items():
         if theirs != ours:
             raise ValueError(f"The reference has the {name} {theirs}, the model {ours}: they must be the same.")
+    if isinstance(policy, RecurrentActorCriticPolicy):
+        raise TypeError(f"{type(policy).__name__} has a memory, and a reference sees states one by one.")
+    if isinstance(reference, BaseAlgorithm) and reference.env is not None:
+        _check_normalization(reference.get_vec_normalize_env(), model.get_vec_normalize_env())
     if not has_density(acting_part(policy)):
         raise TypeError(f"{type(policy).__name__} has no action distribution, so that there is no KL divergence to it.")
 
 
+def _check_normalization(theirs: VecNormalize | None, ours: VecNormalize | None) -> None:
+    """:raises ValueError: the two give different observations."""
+    found = [normalize if normalize is not None and normalize.norm_obs else None for normalize in (theirs, ours)]
+    if found[0] is None and found[1] is None:
+        return
+    statistics = [_statistics(normalize) for normalize in found if normalize is not None]
+    if len(statistics) < 2 or not all(np.allclose(*pair, rtol=1e-3) for pair in zip(*statistics, strict=True)):
+        raise ValueError(
+            "The reference's observations are normalised in another way than the model's. Save its VecNormalize, and "
+            "give the model VecNormalize.load(path, venv) of it with training=False."
+        )
+
+
+def _statistics(normalize: VecNormalize) -> list[np.ndarray]:
+    rms = normalize.obs_rms
+    each = [rms[key] for key in sorted(rms)] if isinstance(rms, dict) else [rms]
+    return [array for entry in each for array in (entry.mean, entry.var)]
+
+
 def has_analytic_kl(policy: BasePolicy, reference: BasePolicy) -> bool:
     """Whether :func:`analytic_reverse_kl` is known for their distributions."""
-    kinds = [type(getattr(module, "action_dist", None)) for module in (policy, reference)]
-    return kinds[0] is kinds[1] and kinds[0] in ANALYTIC
+    ours, theirs = (getattr(module, "action_dist", None) for module in (policy, reference))
+    # A divergence is the same after a tanh, where both have it
+    is_squashed = [getattr(distribution, "bijector", None) is not None for distribution in (ours, theirs)]
+    return type(ours) is type(theirs) and type(ours) in ANALYTIC and is_squashed[0] == is_squashed[1]
 
 
 def analytic_reverse_kl(distribution: Distribution, reference: Distribution) -> th.Tensor:
@@ -86,8 +127,13 @@ def analytic_reverse_kl(distribution: Distribution, reference: Distribution) -> 
     return ANALYTIC[type(distribution)](distribution.distribution, reference.distribution)
 
 
+def _normal_kl(p: th.distributions.Normal, r: th.distributions.Normal) -> th.Tensor:
+    return gaussian_kl(p.mean, p.stddev.log(), r.mean, r.stddev.log())
+
+
 ANALYTIC: dict[type, Any] = {
-    DiagGaussianDistribution: lambda p, r: gaussian_kl(p.mean, p.stddev.log(), r.mean, r.stddev.log()),
+    DiagGaussianDistribution: _normal_kl,
+    StateDependentNoiseDistribution: _normal_kl,
     CategoricalDistribution: lambda p, r: categorical_kl(p.logits, r.logits),
     MultiCategoricalDistribution: lambda p, r: sum(
         categorical_kl(a.logits, b.logits) for a, b in zip(p, r, strict=True)

@@ -44,9 +44,9 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
                 f"{name}={value!r}: write a number, 'lin_<start>', 'cos_<start>' or a function of the progress left."
             )
     else:
-        schedule = FloatSchedule(value)
-    if not schedule(1.0) >= 0:  # NaN too
-        raise ValueError(f"{name}={value!r} must be a number that is not negative.")
+        schedule = FloatSchedule(value if callable(value) else float(value))
+    if not 0 <= schedule(1.0) < math.inf:  # NaN too
+        raise ValueError(f"{name}={value!r} must be a finite number that is not negative.")
     return schedule
 
 

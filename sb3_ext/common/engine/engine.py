@@ -64,6 +64,7 @@ class UpdateEngine:
     :param precision: ``"fp32"`` or ``"bf16"`` matrix products
     :param verbose: 1 to print the choice
     :param as_sb3: leave fp32 products to PyTorch in eager mode, for updates that are SB3's to the last bit
+    :param has_loops: whether the algorithm calls :meth:`loop`; without, there is nothing to capture
     :raises ValueError: an unknown backend or precision
     """
 
@@ -76,6 +77,7 @@ class UpdateEngine:
         precision: str = "fp32",
         verbose: int = 0,
         as_sb3: bool = False,
+        has_loops: bool = True,
     ):
         check_arguments(backend, precision)
         self.policy = policy
@@ -83,7 +85,7 @@ class UpdateEngine:
         self.optimizers = list(optimizers)
         self.constants = constants
         self.requested, self.precision, self.verbose = backend, precision, verbose
-        self.as_sb3 = as_sb3
+        self.as_sb3, self.has_loops = as_sb3, has_loops
         self.backend, self._compiles, self._is_planned = "eager", False, False
         self._recordings: dict[Any, Callable[[list[th.Tensor]], Any]] = {}
         self._rates = {id(optimizer): th.zeros((), device=self.device) for optimizer in self.optimizers}
@@ -279,8 +281,9 @@ class UpdateEngine:
             pays, reason = True, "compiled before"
         else:
             pays, reason = self._compiling_pays(n_updates, batch_size)
-        if self.device.type == "cuda" and not self._cannot_capture:
+        if self.device.type == "cuda" and self.has_loops and not self._cannot_capture:
             return "cudagraph", pays and has_triton(), reason
+        pays = pays and (self.device.type == "cpu" or has_triton())
         return ("compiled" if pays else "eager"), pays, reason
 
     def _compiling_pays(self, n_updates: int, batch_size: int) -> tuple[bool, str]:
