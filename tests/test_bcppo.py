@@ -9,12 +9,15 @@ import pytest
 import torch as th
 from algo_checks import CHECKS, learn_and_capture
 from gymnasium import spaces
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import PPO, SAC, TD3
 from stable_baselines3.common.distributions import StateDependentNoiseDistribution
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnvWrapper, VecNormalize
 from test_pretrain import discrete_demos, discrete_env
+from torch import nn
 from toy_envs import DiscreteEnv, reach_demos, reach_env
 
 from sb3_ext import BCPPO, REDQ
@@ -27,8 +30,8 @@ from sb3_ext.common.losses import (
     k3_reverse_kl,
     sampled_reverse_kl,
 )
-from sb3_ext.common.reference import ANALYTIC, analytic_reverse_kl
-from sb3_ext.datasets import DatasetError
+from sb3_ext.common.reference import ANALYTIC, analytic_reverse_kl, has_analytic_kl
+from sb3_ext.datasets import DatasetError, save
 
 SMALL = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "device": "cpu", "seed": 0}
 
@@ -150,6 +153,7 @@ def test_a_loss_that_is_not_finite_is_told():
         {"use_sde": True, "sde_sample_freq": 4},
         {"learning_rate": lambda progress: 1e-3 * progress, "clip_range": lambda progress: 0.3 * progress},
         {"policy_kwargs": {"share_features_extractor": False}, "batch_size": 30},
+        {"target_kl": 0.003, "n_epochs": 10, "batch_size": 30, "max_grad_norm": 0.1},
     ],
 )
 def test_without_demonstrations_it_is_sb3s_ppo_to_the_last_bit(kwargs):
@@ -177,14 +181,42 @@ def test_other_actions_to_the_last_bit_too(space):
     assert_equal(weights(ours), weights(theirs))
 
 
+def test_images_and_processes_to_the_last_bit_too():
+    small = {**SMALL, "n_steps": 16, "batch_size": 16}
+    for policy, env in (
+        ("CnnPolicy", lambda: envs(image=True)),
+        ("MultiInputPolicy", lambda: make_vec_env(lambda: reach_env(dict_obs=True), 2, 0, vec_env_cls=SubprocVecEnv)),
+    ):
+        ours = BCPPO(policy, env(), update_backend="eager", **small).learn(64)
+        theirs = PPO(policy, env(), **small).learn(64)
+        assert_equal(weights(ours), weights(theirs))
+
+
 def test_advantages_against_a_sum_by_brute_force():
-    """Terminations and time limits, where the value of what would have followed is in the reward."""
-    model = make(envs(3), n_steps=100, batch_size=100, gamma=0.9, gae_lambda=0.8)
+    """Terminations, and time limits, where the value of the state that was cut off takes the place of what follows."""
+    recorded = []
+
+    class Recorder(VecEnvWrapper):
+        def reset(self):
+            return self.venv.reset()
+
+        def step_wait(self):
+            obs, rewards, dones, infos = self.venv.step_wait()
+            recorded.append((rewards.copy(), infos))
+            return obs, rewards, dones, infos
+
+    model = make(Recorder(envs(3)), n_steps=100, batch_size=100, gamma=0.9, gae_lambda=0.8)
     _, callback = model._setup_learn(300)
     buffer = model.rollout_buffer
     model.collect_rollouts(model.env, callback, buffer, 100)
-    rewards, values, starts = buffer.rewards, buffer.values, buffer.episode_starts
+    values, starts = buffer.values, buffer.episode_starts
+    rewards = np.array([each for each, _ in recorded])
+    cut_off = [(t, i) for t, (_, infos) in enumerate(recorded) for i in range(3) if infos[i]["TimeLimit.truncated"]]
+    assert 2 < len(cut_off) < starts[1:].sum()  # and some terminate
     with th.no_grad():
+        for t, i in cut_off:
+            terminal = th.as_tensor(recorded[t][1][i]["terminal_observation"])[None]
+            rewards[t, i] += 0.9 * model.policy.predict_values(terminal).item()
         last = model.policy.predict_values(th.as_tensor(model._last_obs)).numpy().flatten()
     dones = model._last_episode_starts
     assert starts[1:].sum() > 5
@@ -250,7 +282,8 @@ def test_a_larger_coefficient_stays_nearer(demos):
 def test_target_adapts_the_coefficient(demos):
     far = make(demos=demos, bc_pretrain_steps=50, target_reverse_kl=1e-6, learning_rate=3e-3).learn(640)
     near = make(demos=demos, bc_pretrain_steps=50, target_reverse_kl=1e3).learn(640)
-    assert far._kl_factor > 1 > near._kl_factor
+    # Five rollouts of 128 steps
+    assert far._kl_factor == pytest.approx(1.5**5) and near._kl_factor == pytest.approx(1.5**-5)
     assert far._scalars()["kl_coef"].item() == pytest.approx(0.1 * far._kl_factor)
 
 
@@ -304,9 +337,11 @@ def test_value_warmup_moves_the_value_function_alone(demos):
     assert any((p != before[name]).any() for name, p in model.policy.named_parameters() if "action_net" in name)
 
 
-def test_an_accumulated_epoch_is_one_step_on_the_whole_rollout(demos):
-    arguments = {"demos": demos, "bc_pretrain_steps": 20, "max_grad_norm": 10.0}
-    sliced = make(accumulate_epoch=True, batch_size=32, **arguments).learn(256)
+@pytest.mark.parametrize(("batch_size", "max_grad_norm"), [(32, 10.0), (48, 10.0), (48, 1e-4)])
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_an_accumulated_epoch_is_one_step_on_the_whole_rollout(batch_size, max_grad_norm, demos):
+    arguments = {"demos": demos, "bc_pretrain_steps": 20, "max_grad_norm": max_grad_norm}
+    sliced = make(accumulate_epoch=True, batch_size=batch_size, **arguments).learn(256)
     whole = make(accumulate_epoch=False, batch_size=128, **arguments).learn(256)
     for a, b in zip(weights(sliced), weights(whole), strict=True):
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
@@ -382,6 +417,9 @@ def test_standardized_observations_and_the_reference_share_statistics(demos):
         ({"target_reverse_kl": 0.0}, "must be positive"),
         ({"kl_coef": -1.0}, "not negative"),
         ({"update_backend": "fast"}, "must be one of"),
+        ({"update_backend": "cudagraph"}, "not for PPO"),
+        ({"bc_pretrain_steps": 2.5}, "must be an integer"),
+        ({"kl_coef": float("inf")}, "finite"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -404,6 +442,209 @@ def test_unused_and_missing_demonstrations_are_told(demos, tmp_path):
     BCPPO.load(tmp_path / "model", env=envs(), demos=demos).learn(128)
     with pytest.raises(ValueError, match="Box actions"):
         make(discrete_env(), policy="TruncatedNormalMlpPolicy")
+
+
+# --- What arguments change -------------------------------------------------------------------------------------------
+
+
+def test_every_argument_of_cloning_changes_the_clone(demos):
+    base = {"demos": demos, "bc_pretrain_steps": 20, "policy": "TruncatedNormalMlpPolicy"}
+    changes = [{}, {"bc_batch_size": 16}, {"bc_learning_rate": 1e-2}, {"bc_learning_rate": "lin_1e-3"}]
+    clones = [th.cat([w.flatten() for w in weights(make(**base, **change).learn(0))]) for change in changes]
+    for i, first in enumerate(clones):
+        assert all(not th.equal(first, second) for second in clones[:i])
+
+
+def test_every_estimator_leads_elsewhere(demos):
+    found = [
+        th.cat([w.flatten() for w in weights(make(demos=demos, bc_pretrain_steps=20, kl_estimator=name).learn(256))])
+        for name in ("auto", "importance", "k3")
+    ]
+    assert not any(th.equal(a, b) for a, b in ((found[0], found[1]), (found[1], found[2]), (found[0], found[2])))
+
+
+def test_demonstrations_in_the_loss_are_as_many_and_as_normalised_as_asked_for(demos):
+    env = VecNormalize(envs())
+    model = make(env, demos=demos, bc_coef=0.1, bc_batch_size=24, kl_coef=0).learn(128)
+    obs, actions = model._draw_demos()
+    assert len(obs) == len(actions) == 24
+    normalized = env.normalize_obs(demos.observations)
+    distances = np.abs(obs.numpy()[:, None] - normalized[None]).max(axis=2).min(axis=1)
+    assert distances.max() < 1e-4
+    assert np.abs(obs.numpy()[:, None] - demos.observations[None]).max(axis=2).min(axis=1).max() > 1e-2
+
+
+def test_log_std_min():
+    policy = make(policy="TruncatedNormalMlpPolicy", policy_kwargs={"log_std_min": -1.0}).policy
+    with th.no_grad():
+        assert (policy.get_distribution(th.zeros(1, 3)).distribution.log_scale == -1).all()
+
+
+def test_actions_are_clamped_for_the_environment_alone():
+    taken = []
+
+    class Watched(gym.Wrapper):
+        def step(self, action):
+            taken.append(np.array(action))
+            return self.env.step(action)
+
+    env = make_vec_env(lambda: Watched(reach_env()), n_envs=2, seed=0)
+    model = make(env, policy="TruncatedNormalMlpPolicy", policy_kwargs={"log_std_init": 0.0}).learn(128)
+    low, high = env.action_space.low[0], env.action_space.high[0]
+    assert np.min(taken) == low and np.max(taken) == high and np.abs(model.rollout_buffer.actions).max() > 1.5
+    actions, _ = model.predict(np.zeros((50, 3), np.float32), deterministic=False)
+    assert actions.min() == low and actions.max() == high
+
+
+def test_metrics_against_their_definitions(demos):
+    arguments = {"demos": demos, "bc_pretrain_steps": 20, "policy": "TruncatedNormalMlpPolicy", "batch_size": 128}
+    model = make(**arguments, n_epochs=1)
+    logged = learn_and_capture(model, 128)  # one minibatch: metrics are those of the clone
+    buffer = model.rollout_buffer
+    expected = 1 - np.var(buffer.returns - buffer.values) / np.var(buffer.returns)
+    assert logged["train/explained_variance"] == pytest.approx(expected, rel=1e-4)
+    assert logged["train/clip_fraction"] == 0
+    with th.no_grad():
+        obs = th.as_tensor(buffer.observations.reshape(-1, 3))
+        std = model.reference.get_distribution(obs).distribution.log_scale.exp().mean()
+    assert logged["train/std"] == pytest.approx(std.item(), rel=1e-4)
+    far = learn_and_capture(make(**arguments, n_epochs=10, learning_rate=1e-2, target_kl=None), 128)
+    assert 0 < far["train/clip_fraction"] <= 1
+
+
+# --- References of all kinds, and what a loaded model is asked for ---------------------------------------------------
+
+
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("estimator", ["auto", "k3", "importance"])
+def test_gsde_has_a_reference_too(squash, estimator, demos, tmp_path):
+    policy_kwargs = {"squash_output": squash, "log_std_init": -1.0}
+    arguments = {"use_sde": True, "policy_kwargs": policy_kwargs, "kl_estimator": estimator}
+    model = make(demos=demos, bc_pretrain_steps=10, **arguments)
+    assert np.isfinite(learn_and_capture(model, 256)["train/reverse_kl"])
+    model.save(tmp_path / "model")
+    loaded = BCPPO.load(tmp_path / "model", env=envs())
+    assert reference_bytes(loaded) == reference_bytes(model)
+    anchored = make(reference=loaded, kl_coef=1.0, **arguments)
+    logged = learn_and_capture(anchored, 128)["train/reverse_kl"]
+    assert logged != 0 if estimator == "importance" else logged > 0  # which may come out negative
+
+
+def test_a_squashed_gaussian_is_not_compared_by_formula_with_one_that_is_not():
+    plain, squashed = (make(use_sde=True, policy_kwargs={"squash_output": squash}).policy for squash in (False, True))
+    assert has_analytic_kl(plain, plain) and has_analytic_kl(squashed, squashed)
+    assert not has_analytic_kl(plain, squashed)
+
+
+def test_buffers_of_a_reference_that_are_not_saved_are_there_again(demos, tmp_path):
+    model = make(demos=demos, bc_pretrain_steps=5, policy_kwargs={"features_extractor_class": WithUnsavedBuffer})
+    model.learn(0)
+    model.save(tmp_path / "model")
+    reference = BCPPO.load(tmp_path / "model").reference
+    assert reference.features_extractor.factor.tolist() == [3.0, 3.0, 3.0]
+
+
+class WithUnsavedBuffer(FlattenExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space)
+        self.register_buffer("factor", th.full((3,), 3.0), persistent=False)
+
+    def forward(self, observations):
+        return super().forward(observations) * self.factor
+
+
+def test_references_that_see_other_observations_are_refused(demos):
+    normalized = PPO("MlpPolicy", VecNormalize(envs()), **SMALL).learn(128)
+    with pytest.raises(ValueError, match="normalised in another way"):
+        make(reference=normalized, kl_coef=0.1)
+    with pytest.raises(ValueError, match="normalised in another way"):
+        make(VecNormalize(envs()), reference=normalized, kl_coef=0.1)
+    same = VecNormalize(envs(), training=False)
+    same.obs_rms = normalized.get_vec_normalize_env().obs_rms
+    make(same, reference=normalized, kl_coef=0.1).learn(128)
+    with pytest.raises(TypeError, match="has a memory"):
+        make(reference=RecurrentPPO("MlpLstmPolicy", reach_env(), device="cpu"))
+
+
+def test_a_loaded_model_can_be_given_another_reference(demos, tmp_path):
+    other = PPO("MlpPolicy", envs(), **SMALL)
+    make(demos=demos, bc_pretrain_steps=5).learn(0).save(tmp_path / "anchored")
+    make().learn(128).save(tmp_path / "free")
+    for name in ("anchored", "free"):
+        loaded = BCPPO.load(tmp_path / name, env=envs(), reference=other, kl_coef=0.5)
+        assert_equal(loaded.reference.state_dict().values(), weights(other))
+        assert learn_and_capture(loaded, 128)["train/kl_coef"] == 0.5
+    with pytest.raises(TypeError, match="must be a model"):
+        BCPPO.load(tmp_path / "free", env=envs(), reference="model.zip")
+
+
+def test_what_a_loaded_model_is_asked_for_is_checked(demos, tmp_path):
+    make(demos=demos, bc_pretrain_steps=5, kl_coef=0).learn(0).save(tmp_path / "model")
+    for changes, message in (
+        ({"kl_coef": 0.5}, "need a policy to stay near to"),
+        ({"target_reverse_kl": 0.5, "kl_coef": None}, "need a policy to stay near to"),
+        ({"kl_estimator": "nonsense"}, "must be one of"),
+        ({"freeze_normalization": True}, "there is none"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            BCPPO.load(tmp_path / "model", env=envs(), **changes).learn(64)
+    more = BCPPO.load(tmp_path / "model", env=envs(), bc_pretrain_steps=8, demos=demos)
+    before = weights(more)
+    more.learn(0)
+    assert more._bc_pretrain_steps_done == 8
+    assert any((a != b).any() for a, b in zip(before, weights(more), strict=True))
+
+
+def test_frozen_statistics_after_loading(demos, tmp_path):
+    env = VecNormalize(envs())
+    model = make(env, demos=demos, bc_pretrain_steps=5, freeze_normalization=True).learn(128)
+    model.save(tmp_path / "model")
+    with pytest.raises(DatasetError, match="were in memory"):
+        BCPPO.load(tmp_path / "model", env=VecNormalize(envs())).learn(64)
+    fresh = VecNormalize(envs())
+    BCPPO.load(tmp_path / "model", env=fresh, demos=demos).learn(64)
+    np.testing.assert_allclose(fresh.obs_rms.mean, env.obs_rms.mean, atol=1e-4)
+    env.save(tmp_path / "statistics.pkl")
+    BCPPO.load(tmp_path / "model", env=VecNormalize.load(tmp_path / "statistics.pkl", envs())).learn(64)
+
+
+def test_demonstrations_by_a_path_are_found_again(demos, tmp_path):
+    save(demos, tmp_path / "demos.hdf5")
+    model = make(demos=tmp_path / "demos.hdf5", bc_pretrain_steps=5, bc_coef=0.1).learn(64)
+    model.save(tmp_path / "model")
+    BCPPO.load(tmp_path / "model", env=envs()).learn(64)
+
+
+# --- Where a rollout goes wrong --------------------------------------------------------------------------------------
+
+
+def test_the_first_minibatch_may_be_too_far_already():
+    class Noisy(FlattenExtractor):
+        def forward(self, observations):
+            return nn.functional.dropout(super().forward(observations), 0.5, self.training)
+
+    arguments = {"target_kl": 1e-9, "policy_kwargs": {"features_extractor_class": Noisy}}
+    model = make(**arguments)
+    before = weights(model)
+    logged = learn_and_capture(model, 128)
+    assert logged["train/approx_kl"] > 1e-9 and "train/loss" not in logged
+    assert_equal(before, weights(model))
+
+
+def test_observations_that_are_nan_are_told():
+    class Broken(gym.ObservationWrapper):
+        def observation(self, observation):
+            return observation * np.nan
+
+    model = make(make_vec_env(lambda: Broken(reach_env()), seed=0))
+    with pytest.raises(ValueError, match="VecCheckNan"):
+        model.learn(128)
+
+
+def test_schedules_as_rl_zoo_writes_them():
+    model = make(clip_range_vf="lin_0.2", clip_range="lin_0.3")
+    logged = learn_and_capture(model, 256)
+    assert logged["train/clip_range_vf"] == pytest.approx(0.0) and model.clip_range_vf(0.5) == pytest.approx(0.1)
 
 
 # --- Policies, environments, backends --------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """``sb3_ext.bc.pretrain``: demonstrations into models of SB3's algorithms and ours, in place."""
 
+import copy
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -22,6 +24,12 @@ ON_POLICY = [sb3.PPO, sb3.A2C, sb3_contrib.TRPO]
 OFF_POLICY = [sb3.SAC, sb3_contrib.TQC, sb3.TD3, sb3.DDPG, sb3_ext.REDQ]
 OFFLINE = [sb3_ext.AWAC, sb3_ext.IQL, sb3_ext.BC, sb3_ext.ReBRAC, sb3_ext.CalQL, sb3_ext.EDAC]
 OF_VALUES = [sb3.DQN, sb3_contrib.QRDQN]
+
+
+def test_a_cloned_model_can_be_copied(demos):
+    model = sb3.PPO("MlpPolicy", reach_env(), device="cpu")
+    pretrain(model, demos, steps=3)
+    copy.deepcopy(model.policy)
 
 
 @pytest.fixture(scope="module")

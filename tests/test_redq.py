@@ -537,7 +537,7 @@ def test_saved_model_holds_no_demonstrations(tmp_path):
         ({"demo_ratio": 1.5}, r"demo_ratio=1.5 .* \[0, 1\]"),
         ({"bc_pretrain_steps": -1}, r"bc_pretrain_steps=-1"),
         ({"bc_gradient_steps": -1}, r"bc_gradient_steps=-1"),
-        ({"bc_coef": -1.0}, r"bc_coef=-1.0 must be a number that is not negative"),
+        ({"bc_coef": -1.0}, r"bc_coef=-1.0 must be a finite number that is not negative"),
         ({"bc_coef": float("nan")}, r"bc_coef=nan"),
         ({"policy_delay": 2.5}, r"policy_delay=2.5 must be an integer"),
         ({"n_critics": 0}, r"n_critics=0 must be at least 1"),
