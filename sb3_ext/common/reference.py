@@ -97,7 +97,7 @@ def _check_normalization(theirs: VecNormalize | None, ours: VecNormalize | None)
     if found[0] is None and found[1] is None:
         return
     statistics = [_statistics(normalize) for normalize in found if normalize is not None]
-    if len(statistics) < 2 or not all(np.allclose(*pair, rtol=1e-3) for pair in zip(*statistics, strict=True)):
+    if len(statistics) < 2 or not all(np.allclose(a, b, rtol=1e-3) for a, b in zip(*statistics, strict=True)):
         raise ValueError(
             "The reference's observations are normalised in another way than the model's. Save its VecNormalize, and "
             "give the model VecNormalize.load(path, venv) of it with training=False."

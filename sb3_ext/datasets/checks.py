@@ -225,6 +225,15 @@ def _check_action_range(dataset: Dataset, action_space: spaces.Space) -> None:
                 f"{action_space.high}. Use data of this environment, or clip the actions (transforms=[ClipActions()]); "
                 "raw actions are expected, not ones scaled to [-1, 1]."
             )
+        recorded = dataset.metadata.action_space
+        if isinstance(recorded, spaces.Box) and not (
+            np.allclose(recorded.low, action_space.low) and np.allclose(recorded.high, action_space.high)
+        ):
+            raise DatasetError(
+                f"{dataset.source}: actions were recorded between {recorded.low} and {recorded.high}, the environment's "
+                f"are between {action_space.low} and {action_space.high}. {_OTHER_ENVIRONMENT} If the units are the "
+                "same: dataset.with_metadata(action_space=env.action_space)."
+            )
 
 
 def _check_column(what: str, array: np.ndarray, space: spaces.Space) -> None:

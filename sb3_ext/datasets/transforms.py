@@ -305,7 +305,7 @@ class RelabelSuccess(Transform):
 
     def _positions_reached(self, dataset: Dataset) -> np.ndarray:
         """Where each step led to, as far as the data tell."""
-        positions = dataset.frames[:, : len(self.goal)]
+        positions = np.asarray(dataset.frames)[:, : len(self.goal)]
         reached = positions[dataset.next_rows]
         # The successor of a terminal step is often not recorded: as far again as the step before it
         unknown = np.flatnonzero(_lacks_successor(dataset))
