@@ -22,6 +22,6 @@ def test_speed(tmp_path):
     run(tmp_path, ROOT / "benchmarks/bcppo/speed.py", *arguments)
     with (tmp_path / "speed.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["variant"] for row in rows] == ["SB3 PPO", "BCPPO, eager", "BCPPO, compiled"]
+    assert [row["variant"] for row in rows][:3] == ["SB3 PPO", "BCPPO, eager", "BCPPO, compiled"] and len(rows) == 5
     assert all(float(row[part]) > 0 for row in rows for part in ("total", "simulator", "rollout", "update"))
     assert "| defaults | 2 | BCPPO, compiled |" in (tmp_path / "table.md").read_text()

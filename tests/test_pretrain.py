@@ -26,6 +26,14 @@ OFFLINE = [sb3_ext.AWAC, sb3_ext.IQL, sb3_ext.BC, sb3_ext.ReBRAC, sb3_ext.CalQL,
 OF_VALUES = [sb3.DQN, sb3_contrib.QRDQN]
 
 
+def test_demonstrations_of_another_range_of_actions_are_refused(demos):
+    model = sb3.PPO("MlpPolicy", reach_env(low=-3.0), device="cpu")
+    recorded = demos.with_metadata(action_space=reach_env().action_space)
+    with pytest.raises(DatasetError, match=r"were recorded between \[-2"):
+        pretrain(model, recorded.with_metadata(env_id=None), steps=3)
+    pretrain(model, recorded.with_metadata(env_id=None, action_space=model.action_space), steps=3)
+
+
 def test_a_cloned_model_can_be_copied(demos):
     model = sb3.PPO("MlpPolicy", reach_env(), device="cpu")
     pretrain(model, demos, steps=3)

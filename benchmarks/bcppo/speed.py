@@ -6,12 +6,14 @@ settings, in turns.
     python benchmarks/bcppo/speed.py --settings defaults --n-envs 8 --rounds 3
 
 All variants stay alive and take turns of one rollout and its update each, so that they share the machine's good and
-bad minutes; ratios are taken within a round. BCPPO has no demonstrations here, so that both do the same work. Writes a
-CSV of milliseconds a step, spent in the simulator, in the rest of the rollout, and in the update.
+bad minutes; ratios are taken within a round. Without a reference BCPPO does the same work as SB3's PPO; with one it
+computes the divergence as well. Writes a CSV of milliseconds a step, spent in the simulator, in the rest of the
+rollout, and in the update.
 """
 
 import argparse
 import csv
+import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -20,27 +22,42 @@ from typing import Any
 
 import numpy as np
 import torch as th
+import yaml
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
+import rl_zoo_configs
 from sb3_ext import BCPPO
-from sb3_ext.bcppo import TruncatedNormalMlpPolicy
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import describe
 
 ENV = "MetaWorldSparse/hammer-v3"
-# SB3's defaults, and rl_zoo_configs/bcppo.yml
-SETTINGS: dict[str, dict[str, Any]] = {
-    "defaults": {"policy": "MlpPolicy"},
-    "recipe": {"policy": TruncatedNormalMlpPolicy, "n_steps": 4096, "batch_size": 512, "learning_rate": 3e-5},
-}
+
+
+def recipe() -> dict[str, Any]:
+    """Those settings of ``rl_zoo_configs/bcppo.yml`` that are PPO's."""
+    entry = yaml.safe_load(rl_zoo_configs.config_path("bcppo").read_text())[ENV]
+    settings = {name: value for name, value in entry.items() if name in inspect.signature(PPO).parameters}
+    return {**settings, "policy": BCPPO.policy_aliases[entry["policy"]], "learning_rate": float(entry["learning_rate"])}
+
+
+def with_reference(**kwargs: Any) -> BCPPO:
+    """Held near to a policy of the same kind."""
+    names = ("policy", "env", "policy_kwargs", "seed", "device")
+    reference = PPO(**{name: kwargs[name] for name in names if name in kwargs})
+    return BCPPO(reference=reference, kl_coef=1.0, **kwargs)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {"defaults": {"policy": "MlpPolicy"}, "recipe": recipe()}
 VARIANTS: dict[str, Callable[..., BaseAlgorithm]] = {
     "SB3 PPO": PPO,
     "BCPPO, eager": lambda **kwargs: BCPPO(update_backend="eager", **kwargs),
     "BCPPO, compiled": lambda **kwargs: BCPPO(update_backend="compiled", **kwargs),
+    "BCPPO with a reference, eager": lambda **kwargs: with_reference(update_backend="eager", **kwargs),
+    "BCPPO with a reference, compiled": lambda **kwargs: with_reference(update_backend="compiled", **kwargs),
 }
 PARTS = ("simulator", "rollout", "update")
 

@@ -230,9 +230,9 @@ def _check_action_range(dataset: Dataset, action_space: spaces.Space) -> None:
             np.allclose(recorded.low, action_space.low) and np.allclose(recorded.high, action_space.high)
         ):
             raise DatasetError(
-                f"{dataset.source}: actions were recorded between {recorded.low} and {recorded.high}, the environment's "
-                f"are between {action_space.low} and {action_space.high}. {_OTHER_ENVIRONMENT} If the units are the "
-                "same: dataset.with_metadata(action_space=env.action_space)."
+                f"{dataset.source}: actions were recorded between {recorded.low} and {recorded.high}, the "
+                f"environment's are between {action_space.low} and {action_space.high}. {_OTHER_ENVIRONMENT} If the "
+                "units are the same: dataset.with_metadata(action_space=env.action_space)."
             )
 
 
