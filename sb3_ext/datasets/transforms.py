@@ -238,7 +238,7 @@ class TerminateAtSuccess(Transform):
 class TerminateOnFlip(Transform):
     """
     An ant that falls on its back ends its episode there, as a failure, and what it does on its back is left out:
-    it hardly ever gets up again, and in AntMaze data a fifth of the steps are of that kind.
+    it hardly ever gets up again.
 
     Rewards should not be negative afterwards (no ``reward_shift``), or falling pays: it ends the costs.
 
@@ -271,7 +271,8 @@ class TerminateOnFlip(Transform):
 @dataclass(frozen=True)
 class RelabelSuccess(Transform):
     """
-    Sparse rewards: 1 where a step leads to success, 0 elsewhere. Success is what the data say, or coming near a goal.
+    Sparse rewards: 1 where a step leads to success, 0 elsewhere. Success is what the data say, or coming near a goal;
+    an episode that ended at another goal counts as cut off there.
 
     :param goal: position of the goal in the first entries of the observation; None takes the success that was recorded
     :param radius: distance at which it counts as reached, in the observation's units
