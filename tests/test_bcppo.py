@@ -714,7 +714,7 @@ def test_dict_observations_and_discrete_actions():
     "arguments",
     [
         {},
-        {"policy": "TruncatedNormalMlpPolicy", "value_warmup_steps": 128, "bc_coef": 0.1},
+        {"policy": "TruncatedNormalMlpPolicy", "value_warmup_steps": 128, "bc_coef": 0.1, "target_kl": 1.0},
         {"accumulate_epoch": True, "clip_range_vf": 0.2, "kl_estimator": "importance", "target_kl": 1.0},
     ],
 )
