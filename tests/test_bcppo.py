@@ -1,5 +1,6 @@
 """BCPPO: PPO to the last bit, divergences by hand, the reference, and learning."""
 
+import inspect
 import io
 import warnings
 
@@ -407,8 +408,8 @@ def test_standardized_observations_and_the_reference_share_statistics(demos):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"bc_pretrain_steps": 10}, "need demonstrations"),
-        ({"bc_coef": 0.1}, "need demonstrations"),
+        ({"bc_pretrain_steps": 10}, "no demonstrations for bc_pretrain_steps"),
+        ({"bc_coef": 0.1}, "no demonstrations for bc_coef"),
         ({"kl_coef": 0.1}, "need a policy to stay near to"),
         ({"target_reverse_kl": 0.1}, "need a policy to stay near to"),
         ({"kl_estimator": "k2"}, "must be one of"),
@@ -613,6 +614,34 @@ def test_demonstrations_by_a_path_are_found_again(demos, tmp_path):
     model = make(demos=tmp_path / "demos.hdf5", bc_pretrain_steps=5, bc_coef=0.1).learn(64)
     model.save(tmp_path / "model")
     BCPPO.load(tmp_path / "model", env=envs()).learn(64)
+
+
+def test_schedules_as_text_for_a_loaded_model(tmp_path):
+    make().learn(64).save(tmp_path / "model")
+    changes = {"learning_rate": "1e-4", "clip_range": "lin_0.3", "clip_range_vf": "0.2"}  # as RL Zoo resumes
+    loaded = BCPPO.load(tmp_path / "model", env=envs(), **changes).learn(64)
+    assert loaded.lr_schedule(0.5) == 1e-4 and loaded.clip_range(0.5) == pytest.approx(0.15)
+
+
+def test_what_would_surprise_is_told(demos, capsys):
+    with pytest.warns(UserWarning, match="freeze_normalization=True"):
+        make(VecNormalize(envs()), demos=demos, bc_pretrain_steps=5).learn(64)
+    model = make(demos=demos, bc_pretrain_steps=5, value_warmup_steps=256, verbose=1)
+    with pytest.warns(UserWarning, match="leave no step"):
+        model.learn(128)
+    assert "learns alone for 256 steps" in capsys.readouterr().out
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.learn(256, reset_num_timesteps=False)
+
+
+def test_it_is_called_like_ppo(tmp_path):
+    model = BCPPO("MlpPolicy", envs(), 1e-3, tensorboard_log=str(tmp_path), **SMALL).learn(64)
+    assert model.learning_rate(1.0) == 1e-3 and [path.name for path in tmp_path.iterdir()] == ["BCPPO_1"]
+    parameters = list(inspect.signature(BCPPO).parameters.values())
+    by_position = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    assert by_position == ["policy", "env", "learning_rate"]
+    assert {"n_steps", "target_kl", "demos"} <= {p.name for p in parameters}
 
 
 # --- Where a rollout goes wrong --------------------------------------------------------------------------------------

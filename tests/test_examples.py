@@ -60,12 +60,13 @@ def test_python_of_the_offline_page_runs(tmp_path):
 
 def test_python_of_the_bcppo_page_runs(tmp_path):
     training, cloning = blocks("docs/bcppo.md", "python")
-    small = training.replace("bc_pretrain_steps=5000", "bc_pretrain_steps=20").replace("50_000", "20")
+    small = training.replace("bc_pretrain_steps=1000", "bc_pretrain_steps=20").replace("50_000", "20")
     small = small.replace("8192", "64").replace("4096", "64").replace("512", "64")
     (tmp_path / "bcppo.py").write_text(small)
     run(tmp_path, "bcppo.py")
     assert (tmp_path / "hammer.zip").exists()
-    small = cloning.replace("2_000", "20").replace('hammer-v3")', 'hammer-v3", n_steps=64)').replace("2_048", "64")
+    small = cloning.replace("2_000", "20").replace('"MlpPolicy", env', '"MlpPolicy", env, n_steps=64')
+    small = small.replace("2_048", "64")
     assert small.count("64") == 2
     (tmp_path / "cloning.py").write_text(small)
     run(tmp_path, "cloning.py")

@@ -34,6 +34,16 @@ def test_demonstrations_of_another_range_of_actions_are_refused(demos):
     pretrain(model, recorded.with_metadata(env_id=None, action_space=model.action_space), steps=3)
 
 
+def test_what_is_no_model_and_no_number_of_steps_is_refused(demos):
+    model = sb3.PPO("MlpPolicy", reach_env(), device="cpu")
+    for wrong in (model.policy, sb3.PPO):
+        with pytest.raises(TypeError, match="takes a model"):
+            pretrain(wrong, demos, steps=1)
+    with pytest.raises(ValueError, match=r"steps=2\.5"):
+        pretrain(model, demos, steps=2.5)
+    assert len(pretrain(model, demos, steps=2e0)) == 2
+
+
 def test_a_cloned_model_can_be_copied(demos):
     model = sb3.PPO("MlpPolicy", reach_env(), device="cpu")
     pretrain(model, demos, steps=3)

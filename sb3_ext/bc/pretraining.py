@@ -17,7 +17,7 @@ from sb3_ext.common.actors import CLONING_MIN_LOG_STD, DeterministicActor
 from sb3_ext.common.buffers import DatasetBuffer
 from sb3_ext.common.densities import acting_part, action_log_prob, has_density
 from sb3_ext.common.losses import behaviour_cloning_loss, large_margin_loss
-from sb3_ext.common.schedules import as_schedule
+from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike, load_demonstrations
 from sb3_ext.datasets.vec_env import as_model_sees, check_transforms, env_spec
@@ -66,9 +66,12 @@ def pretrain(
     :raises ValueError: an argument is out of its range.
     :raises DatasetError: the demonstrations are missing, broken or of another environment.
     """
+    if not isinstance(model, BaseAlgorithm):
+        raise TypeError(f"pretrain takes a model, such as PPO(...), not {model!r}.")
     schedule = as_schedule(learning_rate, "learning_rate")
-    if steps < 0 or batch_size < 1:
-        raise ValueError(f"steps={steps} must be at least 0 and batch_size={batch_size} at least 1.")
+    if not is_whole(steps) or not is_whole(batch_size) or steps < 0 or batch_size < 1:
+        raise ValueError(f"steps={steps!r} must be an integer of at least 0, batch_size={batch_size!r} of at least 1.")
+    steps, batch_size = int(steps), int(batch_size)
     loss = cloning_loss(model.policy)
     if steps == 0:
         return np.empty(0)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -41,7 +42,7 @@ from sb3_ext.common.losses import (
     sampled_reverse_kl,
 )
 from sb3_ext.common.off_policy import Metrics
-from sb3_ext.common.schedules import as_schedule
+from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.common.signatures import joint_signature
 from sb3_ext.common.standardize import set_statistics, with_standardizing_extractor
 from sb3_ext.datasets.errors import DatasetError
@@ -124,6 +125,7 @@ class BCPPO(PPO):
         self,
         policy: str | type[BasePolicy],
         env: GymEnv | str,
+        learning_rate: float | str | Schedule = 3e-4,
         *,
         demos: DatasetLike | None = None,
         bc_pretrain_steps: int = 0,
@@ -140,7 +142,6 @@ class BCPPO(PPO):
         freeze_normalization: bool = False,
         update_backend: str = "auto",
         matmul_precision: str = "fp32",
-        learning_rate: float | str | Schedule = 3e-4,
         clip_range: float | str | Schedule = 0.2,
         clip_range_vf: float | str | Schedule | None = None,
         _init_setup_model: bool = True,
@@ -149,9 +150,9 @@ class BCPPO(PPO):
         super().__init__(
             policy,  # type: ignore[arg-type]
             env,
-            as_schedule(learning_rate, "learning_rate"),
-            clip_range=as_schedule(clip_range, "clip_range"),
-            clip_range_vf=None if clip_range_vf is None else as_schedule(clip_range_vf, "clip_range_vf"),
+            learning_rate,  # type: ignore[arg-type]
+            clip_range=clip_range,  # type: ignore[arg-type]
+            clip_range_vf=clip_range_vf,  # type: ignore[arg-type]
             _init_setup_model=False,
             **kwargs,
         )
@@ -184,7 +185,7 @@ class BCPPO(PPO):
     def _check_arguments(self) -> None:
         for name, least in (("bc_pretrain_steps", 0), ("bc_batch_size", 1), ("value_warmup_steps", 0)):
             value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or value < least:
+            if not is_whole(value) or value < least:
                 raise ValueError(f"{name}={value!r} must be an integer of at least {least}.")
         if self.kl_estimator not in ("auto", *KL_ESTIMATORS):
             raise ValueError(f"kl_estimator={self.kl_estimator!r} must be one of 'auto', 'importance', 'k3'.")
@@ -203,7 +204,7 @@ class BCPPO(PPO):
         uses |= {"bc_coef": self._is_used(self.bc_coef), "freeze_normalization": self.freeze_normalization}
         used = [name for name, value in uses.items() if value]
         if self.demos is None and used:
-            raise ValueError(f"{', '.join(used)} need demonstrations: pass demos=..., or leave them out.")
+            raise ValueError(f"There are no demonstrations for {', '.join(used)}: pass demos=..., or leave that out.")
         if self.demos is not None and not used:
             raise ValueError(f"demos are given, but nothing uses them: set one of {', '.join(uses)}.")
 
@@ -228,7 +229,7 @@ class BCPPO(PPO):
 
     def _bc_steps_left(self) -> int:
         """Of cloning."""
-        return max(self.bc_pretrain_steps - self._bc_pretrain_steps_done, 0)
+        return max(int(self.bc_pretrain_steps) - self._bc_pretrain_steps_done, 0)
 
     def _kl_coef_or_default(self) -> float | str | Schedule:
         return DEFAULT_KL_COEF if self.kl_coef is None else self.kl_coef
@@ -236,6 +237,9 @@ class BCPPO(PPO):
     def _setup_model(self) -> None:
         if self.standardize_observations:
             self.policy_kwargs = with_standardizing_extractor(self.policy_kwargs, self.observation_space)
+        for name in ("learning_rate", "clip_range", "clip_range_vf"):  # here, since `load` may bring strings too
+            if getattr(self, name) is not None:
+                setattr(self, name, as_schedule(getattr(self, name), name))
         super()._setup_model()
         self._engine: UpdateEngine | None = None
         if self._reference_structure is not None:
@@ -279,6 +283,18 @@ class BCPPO(PPO):
 
     # --- Before the first rollout ------------------------------------------------------------------------------------
 
+    def learn(
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str = "BCPPO",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> "BCPPO":
+        """As in SB3."""
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
     def _setup_learn(
         self,
         total_timesteps: int,
@@ -302,7 +318,27 @@ class BCPPO(PPO):
             self._pretrain(left)
             if self.reference is None and self._is_used(self._kl_coef_or_default()):
                 self._set_reference(self.policy)
+        self._tell(total_timesteps)
         return setup
+
+    def _tell(self, total_timesteps: int) -> None:
+        """What would surprise somebody who looks at the log."""
+        normalize = self.get_vec_normalize_env()
+        if self.reference is not None and normalize is not None and normalize.norm_obs and normalize.training:
+            warnings.warn(
+                "VecNormalize goes on changing what the frozen reference sees, and with it how the reference acts: set "
+                "freeze_normalization=True, or training=False of the VecNormalize.",
+                stacklevel=6,
+            )
+        warmup = self.value_warmup_steps - self._n_value_warmup
+        if warmup > 0 and self.verbose > 0:
+            print(f"The value function learns alone for {warmup} steps")
+        if 0 < total_timesteps <= warmup:
+            warnings.warn(
+                f"value_warmup_steps={self.value_warmup_steps} leave no step of these {total_timesteps} to the policy: "
+                "it will not change. Lower them, or learn for longer.",
+                stacklevel=6,
+            )
 
     def _reload_demos(self) -> None:
         """Demonstrations of a loaded model: from their saved name, or as given to ``load``."""
@@ -337,7 +373,7 @@ class BCPPO(PPO):
             pretraining.cloning_loss(self.policy),
             self.dataset_buffer,
             n_steps,
-            self.bc_batch_size,
+            int(self.bc_batch_size),
             as_schedule(self.bc_learning_rate, "bc_learning_rate"),
         )
         self._bc_pretrain_steps_done += n_steps
@@ -509,7 +545,7 @@ class BCPPO(PPO):
         if not self._is_used(self.bc_coef):
             return None
         assert self.dataset_buffer is not None
-        samples = self.dataset_buffer.sample(self.bc_batch_size, env=self.get_vec_normalize_env())
+        samples = self.dataset_buffer.sample(int(self.bc_batch_size), env=self.get_vec_normalize_env())
         return samples.observations, samples.actions
 
     # --- What the engine runs ----------------------------------------------------------------------------------------

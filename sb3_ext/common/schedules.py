@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 
@@ -48,6 +49,11 @@ def as_schedule(value: float | str | Schedule, name: str) -> FloatSchedule:
     if not 0 <= schedule(1.0) < math.inf:  # NaN too
         raise ValueError(f"{name}={value!r} must be a finite number that is not negative.")
     return schedule
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, also one that YAML has as 1e3."""
+    return isinstance(value, (int, float, np.integer, np.floating)) and math.isfinite(value) and int(value) == value
 
 
 def _is_number(text: str) -> bool:

@@ -18,8 +18,8 @@ BAD_EPISODES = ("raise", "drop", "repair")
 
 _OTHER_ENVIRONMENT = "Is the data of another environment, or was a wrapper added or left out?"
 _WAYS_OUT = (
-    "bad_episodes='drop' (--bad-episodes drop) leaves such episodes out, 'repair' keeps the part before the first such "
-    "step."
+    "datasets.load(..., bad_episodes='drop') (--bad-episodes drop) leaves such episodes out, 'repair' keeps the part "
+    "before the first such step."
 )
 
 # Entries that are looked at together: they stay in the processor's cache

@@ -1,8 +1,8 @@
 """
 All success curves of ``docs/results/hammer``, ``tasks`` and ``bcppo``: three seeds each, two runs at a time.
 
-    python benchmarks/metaworld.py
-    python benchmarks/metaworld.py --only bcppo
+    python benchmarks/success_curves.py
+    python benchmarks/success_curves.py --only bcppo
 
 A curve that has its CSV is not run again.
 """
@@ -37,8 +37,8 @@ CURVES = {
     "bcppo/tasks/drawer-open": ["--env", "MetaWorldSparse/drawer-open-v3", *ANCHORED],
     "bcppo/first_updates/BCPPO": FIRST_UPDATES,
     "bcppo/first_updates/BCPPO without KL": [*FIRST_UPDATES, "--set", "kl_coef=0"],
-    "bcppo/usual_settings/BCPPO": [*ANCHORED, "--set", *USUAL],
-    "bcppo/usual_settings/BCPPO without KL": [*ANCHORED, "--set", *USUAL, "kl_coef=0"],
+    "bcppo/usual_settings/BCPPO": [*ANCHORED, "--timesteps", "60000", "--set", *USUAL],
+    "bcppo/usual_settings/BCPPO without KL": [*ANCHORED, "--timesteps", "60000", "--set", *USUAL, "kl_coef=0"],
 }
 
 
