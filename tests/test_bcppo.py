@@ -232,6 +232,43 @@ def test_advantages_against_a_sum_by_brute_force():
             assert buffer.advantages[t, env] == pytest.approx(advantage, abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("policy", "kwargs", "env_kwargs"),
+    [
+        ("MlpPolicy", {}, {}),
+        ("MlpPolicy", {"use_sde": True}, {}),
+        ("TruncatedNormalMlpPolicy", {}, {}),
+        ("MultiInputPolicy", {}, {"dict_obs": True}),
+        ("CnnPolicy", {}, {"image": True}),
+    ],
+)
+def test_rollouts_with_a_reference_are_those_of_sb3(policy, kwargs, env_kwargs):
+    """Values and log-probabilities of all states at once are those of one at a time, with their advantages."""
+    rollouts = []
+    for reference in (
+        None,
+        PPO(TruncatedNormalMlpPolicy if "Trunc" in policy else policy, envs(**env_kwargs), **SMALL),
+    ):
+        model = make(envs(3, **env_kwargs), policy=policy, reference=reference, batch_size=48, n_steps=40, **kwargs)
+        th.manual_seed(1)
+        _, callback = model._setup_learn(120)
+        model.collect_rollouts(model.env, callback, model.rollout_buffer, 40)
+        assert "forward" not in vars(model.policy)
+        rollouts.append(model.rollout_buffer)
+    ours, theirs = rollouts
+    np.testing.assert_array_equal(ours.actions, theirs.actions)
+    for name in ("values", "log_probs", "rewards", "advantages", "returns"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-5)
+    assert np.abs(theirs.values).max() > 0
+
+
+def test_discrete_rollouts_with_a_reference(demos):
+    env = make_vec_env(discrete_env, n_envs=2, seed=0)
+    model = make(env, reference=PPO("MlpPolicy", discrete_env(), device="cpu"), target_kl=1e9)
+    logged = learn_and_capture(model, 128)
+    assert logged["train/approx_kl"] < 0.1  # ratios are 1 before the first step
+
+
 # --- The reference ---------------------------------------------------------------------------------------------------
 
 

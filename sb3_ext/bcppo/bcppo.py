@@ -17,8 +17,14 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
-from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    RolloutBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import explained_variance, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -45,6 +51,7 @@ from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.common.signatures import joint_signature
 from sb3_ext.common.standardize import set_statistics, with_standardizing_extractor
+from sb3_ext.datasets.dataset import map_observations
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike
 
@@ -386,12 +393,19 @@ class BCPPO(PPO):
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: RolloutBuffer, n_rollout_steps: int
     ) -> bool:
         """
-        As in SB3.
+        As in SB3; but where nothing has to be SB3's to the last bit, values and log-probabilities are computed for many
+        states at once when the rollout is complete: acting does not need them.
 
         :raises ValueError: the policy's outputs are no longer finite.
         """
         with unvalidated_distributions():
-            goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            if self.reference is None and self.dataset_buffer is None and self.engine.backend == "eager":
+                goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+            else:
+                with self._acting_alone():
+                    goes_on = super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+                if goes_on:
+                    self._evaluate_rollout(rollout_buffer)
         # Looked at once a rollout, in place of PyTorch's check of each distribution
         if goes_on and not (np.isfinite(rollout_buffer.values).all() and np.isfinite(rollout_buffer.log_probs).all()):
             raise ValueError(
@@ -400,6 +414,41 @@ class BCPPO(PPO):
                 "learning_rate that is too high."
             )
         return goes_on
+
+    @contextmanager
+    def _acting_alone(self) -> Iterator[None]:
+        """Calls of the policy give actions, and zeros for values and log-probabilities."""
+        policy = self.policy
+
+        def act(obs: PyTorchObs, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+            actions = policy.get_distribution(obs).get_actions(deterministic=deterministic)
+            zeros = actions.new_zeros(len(actions), dtype=th.float32)
+            return actions.reshape(-1, *self.action_space.shape), zeros[:, None], zeros  # type: ignore[misc]
+
+        policy.forward = act  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            del policy.forward
+
+    @th.no_grad()
+    def _evaluate_rollout(self, buffer: RolloutBuffer) -> None:
+        """Values, log-probabilities and what follows from them."""
+        n = self.n_steps * self.n_envs
+        obs = map_observations(lambda column: column.reshape(n, *column.shape[2:]), buffer.observations)
+        actions = buffer.actions.reshape(n, -1)
+        values, log_probs = [], []
+        for start in range(0, n, self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            batch = obs_as_tensor(map_observations(lambda column, rows=rows: column[rows], obs), self.device)
+            own = self._own_actions(th.as_tensor(actions[rows], device=self.device))
+            value, log_prob, _ = self.policy.evaluate_actions(batch, own)
+            values.append(value.flatten())
+            log_probs.append(log_prob)
+        shape = self.n_steps, self.n_envs
+        buffer.values, buffer.log_probs = (th.cat(x).cpu().numpy().reshape(shape) for x in (values, log_probs))
+        last_values = self.policy.predict_values(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
+        buffer.compute_returns_and_advantage(last_values=last_values, dones=self._last_episode_starts)  # type: ignore[arg-type]
 
     def dump_logs(self, iteration: int = 0) -> None:
         """SB3 asks for this before the update; :meth:`train` writes, with the metrics of the rollout's own update."""
