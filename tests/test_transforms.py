@@ -241,6 +241,14 @@ def test_terminate_on_flip():
     assert upright.starts.tolist() == [0, 2]
 
 
+def test_terminate_on_flip_needs_a_quaternion():
+    for dataset in (rollout("DictLineEnv-v0"), counted_dataset(PLAN)):
+        with pytest.raises(DatasetError, match="needs flat observations with a quaternion in the entries 30 to 33"):
+            tf.TerminateOnFlip(quaternion=30)(dataset)
+    with pytest.raises(DatasetError, match="must be the index"):
+        tf.TerminateOnFlip(quaternion=-1)
+
+
 def test_terminate_on_flip_online():
     env = gym.make("AntMazeFlat/UMaze-v4")
     transform = tf.TerminateOnFlip()

@@ -249,8 +249,18 @@ class TerminateOnFlip(Transform):
     name: ClassVar[str] = "terminate_on_flip"
     quaternion: int = 3
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.quaternion, int) or self.quaternion < 0:
+            raise DatasetError(f"{self.name}: quaternion={self.quaternion!r} must be the index of an entry.")
+
     def apply(self, dataset: Dataset) -> Dataset:
-        down = self._is_on_its_back(dataset.frames)
+        frames = dataset.frames
+        if isinstance(frames, Mapping) or frames.ndim != 2 or frames.shape[1] < self.quaternion + 4:
+            raise DatasetError(
+                f"{dataset.source}: {self.name} needs flat observations with a quaternion in the entries "
+                f"{self.quaternion} to {self.quaternion + 3}."
+            )
+        down = self._is_on_its_back(frames)
         before, after = down[dataset.rows], down[dataset.next_rows]
         falls = ~before & after
         return replace(
