@@ -95,14 +95,20 @@ def sac_with_demos(env_id: str, seed: int, demos: str) -> SAC:
     return model
 
 
+def ppo_settings(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Those settings of an entry of ``rl_zoo_configs/bcppo.yml`` that are PPO's, with BCPPO's policy."""
+    settings = {name: value for name, value in recipe.items() if name in inspect.signature(PPO).parameters}
+    policy, rate = BCPPO.policy_aliases[recipe["policy"]], float(recipe["learning_rate"])
+    return {**settings, "policy": policy, "learning_rate": rate}
+
+
 def pretrained_ppo(env_id: str, seed: int, recipe: dict[str, Any]) -> PPO:
     """SB3's PPO with BCPPO's policy and those of its settings that are PPO's, a clone at first."""
-    kwargs = {key: value for key, value in recipe.items() if key in inspect.signature(PPO).parameters}
-    kwargs["policy"] = BCPPO.policy_aliases[recipe["policy"]]
+    kwargs = ppo_settings(recipe)
     if recipe["standardize_observations"]:
         extractor = {"features_extractor_class": StandardizingExtractor}
         kwargs["policy_kwargs"] = {**recipe.get("policy_kwargs", {}), **extractor}
-    model = PPO(env=env_id, seed=seed, device="cpu", **{**kwargs, "learning_rate": float(recipe["learning_rate"])})
+    model = PPO(env=env_id, seed=seed, device="cpu", **kwargs)
     demos = load_demonstrations(recipe["demos"], gym.spec(env_id), seed)
     set_statistics(model.policy, demos.observations)
     pretrain(model, demos, steps=recipe["bc_pretrain_steps"], learning_rate=recipe["bc_learning_rate"])

@@ -13,7 +13,6 @@ rollout, and in the update.
 
 import argparse
 import csv
-import inspect
 import sys
 import time
 from collections.abc import Callable
@@ -33,15 +32,14 @@ from sb3_ext import BCPPO
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from machine import describe
+from success import ppo_settings
 
 ENV = "MetaWorldSparse/hammer-v3"
 
 
 def recipe() -> dict[str, Any]:
-    """Those settings of ``rl_zoo_configs/bcppo.yml`` that are PPO's."""
-    entry = yaml.safe_load(rl_zoo_configs.config_path("bcppo").read_text())[ENV]
-    settings = {name: value for name, value in entry.items() if name in inspect.signature(PPO).parameters}
-    return {**settings, "policy": BCPPO.policy_aliases[entry["policy"]], "learning_rate": float(entry["learning_rate"])}
+    """PPO's part of ``rl_zoo_configs/bcppo.yml``."""
+    return ppo_settings(yaml.safe_load(rl_zoo_configs.config_path("bcppo").read_text())[ENV])
 
 
 def with_reference(**kwargs: Any) -> BCPPO:

@@ -10,21 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from sb3_ext.datasets import Dataset, load
-
-# Entries of the quaternion that turns the torso, after x, y and z
-QUATERNION = slice(3, 7)
-
-
-def on_its_back(dataset: Dataset) -> np.ndarray:
-    """Whether the torso's own upward axis points down, ``(n_transitions,)``."""
-    _, x, y, _ = np.asarray(dataset.observations)[:, QUATERNION].T
-    return 1 - 2 * (x**2 + y**2) < 0
+from sb3_ext.datasets.transforms import is_on_its_back
 
 
 def summary(dataset: Dataset) -> dict[str, float]:
     """Shares of episodes and steps. An episode that success cut into pieces counts as several."""
     assert dataset.successes is not None
-    down = on_its_back(dataset)
+    down = is_on_its_back(np.asarray(dataset.observations))
     falls = np.logical_or.reduceat(down, dataset.starts)
     succeeds = np.logical_or.reduceat(dataset.successes, dataset.starts)
     goes_on = ~dataset.ends[:-1]

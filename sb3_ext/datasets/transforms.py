@@ -7,7 +7,7 @@ statistics the first time it is applied; what the metadata hold are the frozen o
 sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
@@ -260,7 +260,7 @@ class TerminateOnFlip(Transform):
                 f"{dataset.source}: {self.name} needs flat observations with a quaternion in the entries "
                 f"{self.quaternion} to {self.quaternion + 3}."
             )
-        down = self._is_on_its_back(frames)
+        down = is_on_its_back(frames, self.quaternion)
         before, after = down[dataset.rows], down[dataset.next_rows]
         falls = ~before & after
         return replace(
@@ -269,13 +269,8 @@ class TerminateOnFlip(Transform):
             truncations=dataset.truncations & ~falls,
         ).select(~before)
 
-    def _is_on_its_back(self, observations: Any) -> np.ndarray:
-        """Whether the torso's own upward axis points down, shape ``(...)`` for observations ``(..., obs_dim)``."""
-        x, y = observations[..., self.quaternion + 1], observations[..., self.quaternion + 2]
-        return 1 - 2 * (x**2 + y**2) < 0
-
     def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
-        return _FlipWrapper(env, self._is_on_its_back) if training else env
+        return _FlipWrapper(env, self.quaternion) if training else env
 
 
 @dataclass(frozen=True)
@@ -504,13 +499,13 @@ class _SuccessWrapper(gym.Wrapper):
 class _FlipWrapper(gym.Wrapper):
     """Ends an episode in a terminal state where the robot lies on its back."""
 
-    def __init__(self, env: gym.Env, is_on_its_back: Callable[[Any], Any]):
+    def __init__(self, env: gym.Env, quaternion: int):
         super().__init__(env)
-        self.is_on_its_back = is_on_its_back
+        self.quaternion = quaternion
 
     def step(self, action: Any) -> Any:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return obs, reward, terminated or bool(self.is_on_its_back(obs)), truncated, info
+        return obs, reward, terminated or bool(is_on_its_back(obs, self.quaternion)), truncated, info
 
 
 def _set_number(transform: Transform, name: str, value: Any) -> None:
@@ -537,6 +532,18 @@ def reward_factor_and_shift(transforms: Iterable[Transform]) -> tuple[float, flo
             own_factor, own_shift = transform._factor_and_shift()
             factor, shift = factor * own_factor, shift * own_factor + own_shift
     return factor, shift
+
+
+def is_on_its_back(observations: np.ndarray, quaternion: int = 3) -> np.ndarray:
+    """
+    Whether the torso's own upward axis points down.
+
+    :param observations: shape ``(..., obs_dim)``
+    :param quaternion: entry where the torso's quaternion (w, x, y, z) starts
+    :return: shape ``(...)``
+    """
+    x, y = observations[..., quaternion + 1], observations[..., quaternion + 2]
+    return 1 - 2 * (x**2 + y**2) < 0
 
 
 def _lacks_successor(dataset: Dataset) -> np.ndarray:

@@ -281,9 +281,9 @@ class UpdateEngine:
             pays, reason = True, "compiled before"
         else:
             pays, reason = self._compiling_pays(n_updates, batch_size)
-        if self.device.type == "cuda" and self.has_loops and not self._cannot_capture:
-            return "cudagraph", pays and has_triton(), reason
         pays = pays and (self.device.type == "cpu" or has_triton())
+        if self.device.type == "cuda" and self.has_loops and not self._cannot_capture:
+            return "cudagraph", pays, reason
         return ("compiled" if pays else "eager"), pays, reason
 
     def _compiling_pays(self, n_updates: int, batch_size: int) -> tuple[bool, str]:
