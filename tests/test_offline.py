@@ -137,7 +137,7 @@ def actor_after_one_step(algorithm, demos, **kwargs):
     batch = batch_of(model)
     noise = None if model.n_noise == 0 else th.zeros(model.n_noise, 16, 2)
     with model.engine.session():
-        model._update(batch, noise)
+        getattr(model, model._update_name(1))(batch, noise)
     return [parameter.detach() for parameter in model.actor.parameters()]
 
 
@@ -161,6 +161,51 @@ def test_iql_judges_no_action_outside_the_data(demos):
     with model.engine.session():
         model._update(batch, None)
     assert len(seen) == 1 and seen[0] is batch.actions
+
+
+def test_iql_without_critics_learns_from_the_returns_of_the_data(demos):
+    model = make(IQL, demos, action_values=False, gamma=0.9, expectile=0.8, weight_temp=0.5, max_weight=1.5)
+    constant(model.value, 7.0)
+    batch = batch_of(model)._replace(rewards=th.full((16, 1), 2.0), dones=th.tensor([[0.0], [1.0]] * 8))
+    critics = [parameter.clone() for parameter in model.critic.parameters()]
+    log_prob = model.actor.distribution(batch.observations).log_prob(batch.actions).detach()
+    with model.engine.session():
+        metrics = model._update_without_critics(batch, None)
+    # Advantages 2 + 0.9 * 7 - 7 and 2 - 7
+    assert metrics["advantage_mean"].item() == pytest.approx((1.3 - 5) / 2)
+    assert metrics["value_loss"].item() == pytest.approx((0.8 * 1.3**2 + 0.2 * 25) / 2)
+    weights = th.tensor([1.5, math.exp(-2.5)] * 8)
+    assert metrics["actor_loss"].item() == pytest.approx(-(weights * log_prob).mean().item(), rel=1e-5)
+    for before, after in zip(critics, model.critic.parameters(), strict=True):
+        assert (before == after).all()
+
+
+def test_iql_without_critics_sees_n_steps_ahead(demos):
+    # Every step costs 1, and V is 0
+    data = replace(demos, rewards=np.full(len(demos), -1.0, np.float32))
+    model = make(IQL, data, action_values=False, gamma=0.5, n_steps=2)
+    constant(model.value, 0.0)
+    batch = model.dataset_buffer.sample(200)
+    with model.engine.session():
+        metrics = model._update_without_critics(batch, None)
+    expected = th.where(batch.discounts == 0.25, -1.5, -1.0)  # one step at the end of an episode
+    assert set(batch.discounts.unique().tolist()) == {0.5, 0.25}
+    assert metrics["advantage_mean"].item() == pytest.approx(expected.mean().item())
+
+
+def test_iql_without_critics_is_cloning_where_weights_are_flat(demos):
+    without = {"action_values": False, "weight_temp": 0.0}
+    cloned = actor_after_one_step(BC, demos)
+    for a, b in zip(actor_after_one_step(IQL, demos, **without), cloned, strict=True):
+        th.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_iql_without_critics_is_an_algorithm_like_all(check, demos_file, tmp_path):
+    def make_online(env, **kwargs):
+        return make(IQL, demos_file, env, action_values=False, n_offline_steps=0, learning_starts=10, **kwargs)
+
+    check(make_online, tmp_path)
 
 
 def test_awac_value_is_the_mean_over_samples(demos):
@@ -453,7 +498,7 @@ def test_weights_are_logged_and_their_collapse_is_told(demos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (BC, {}), (ReBRAC, {"actor_bc_coef": 10.0})]
+    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (IQL, {"action_values": False}), (BC, {}), (ReBRAC, {"actor_bc_coef": 10.0})]
 )
 def test_cloning_learns_the_demonstrated_actions(algorithm, arguments, demos):
     model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]}, **arguments)
@@ -517,9 +562,13 @@ def test_dict_observations(algorithm):
 
 
 @pytest.mark.filterwarnings("error:Compiling the update failed")
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_compiled_updates_give_the_same_numbers(algorithm, demos):
-    eager, compiled = (make(algorithm, demos, update_backend=backend).learn(20) for backend in ("eager", "compiled"))
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"), [*((algorithm, {}) for algorithm in ALGORITHMS), (IQL, {"action_values": False})]
+)
+def test_compiled_updates_give_the_same_numbers(algorithm, arguments, demos):
+    eager, compiled = (
+        make(algorithm, demos, update_backend=backend, **arguments).learn(20) for backend in ("eager", "compiled")
+    )
     for a, b in zip(parameters(eager), parameters(compiled), strict=True):
         th.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 

@@ -7,7 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ext.common.buffers import Samples
-from sb3_ext.common.losses import expectile_loss, exponential_weights
+from sb3_ext.common.losses import expectile_loss, exponential_weights, td_target
 from sb3_ext.common.offline_policies import ValueCnnPolicy, ValueMultiInputPolicy, ValueNetwork, ValuePolicy
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
@@ -24,12 +24,23 @@ class IQL(WeightedCloningAlgorithm):
         L_Q &= \mathrm{mean}\, (r + \gamma (1 - d) V(s') - Q_k(s, a))^2 \\
         L_\pi &= -\mathrm{mean}\, \min(e^{\beta A}, w_{max}) \log\pi(a|s)
 
+    With ``action_values=False`` there are no critics, and the data's own returns take their place: implicit V-learning
+    (Park et al. 2023, https://arxiv.org/abs/2307.11949, section 3).
+
+    .. math::
+        A = r_t + \dots + \gamma^{n - 1} r_{t + n - 1} + \gamma^n (1 - d) V(s_{t + n}) - V(s_t)
+
+    An update takes half as long, and n steps show where the data were heading, which one action hardly does. It needs
+    an environment with little chance in it: V takes good luck for good actions.
+
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
     :param expectile: Which expectile of the data's values V is, in (0, 1): 0.5 their mean, towards 1 the best.
     :param weight_temp: Inverse temperature :math:`\beta` of the weights, at least 0; 0 clones everything.
     :param max_weight: The greatest weight.
+    :param action_values: False for implicit V-learning, best with ``n_steps`` of 10 to 50; the critics and ``tau`` are
+        then of no use.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
     :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
         ``learning_rate`` if None.
@@ -52,6 +63,7 @@ class IQL(WeightedCloningAlgorithm):
         expectile: float = 0.7,
         weight_temp: float = 3.0,
         max_weight: float = 100.0,
+        action_values: bool = True,
         deterministic_actor: bool = False,
         actor_learning_rate: float | str | Schedule | None = None,
         **kwargs: Any,
@@ -59,6 +71,7 @@ class IQL(WeightedCloningAlgorithm):
         self.expectile = expectile
         self.weight_temp = weight_temp
         self.max_weight = max_weight
+        self.action_values = action_values
         self.deterministic_actor = deterministic_actor
         self.actor_learning_rate = actor_learning_rate
         super().__init__(policy, env, dataset, **kwargs)
@@ -81,22 +94,38 @@ class IQL(WeightedCloningAlgorithm):
             self.actor.optimizer.param_groups[0]["lr"] = rate
             self.logger.record("train/actor_learning_rate", rate)
 
+    def _update_name(self, n: int) -> str:
+        return "_update" if self.action_values else "_update_without_critics"
+
     def _update(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
         with th.no_grad():
             # (n_critics, batch, 1) -> (batch, 1)
             targets = self.critic_target(batch.observations, batch.actions).amin(dim=0)
             next_values = self.value(batch.next_observations)
-        advantages = targets - self.value(batch.observations)
-        value_loss = expectile_loss(advantages, self.expectile)
         q_values = self.critic(batch.observations, batch.actions)
         critic_loss, metrics = self._bellman_loss(batch, q_values, next_values)
-        advantages = advantages.detach().squeeze(1)
-        actor_loss, actor_metrics = self._cloning_loss(batch, self._weights(advantages))
-        self.engine.minimize(value_loss, self.value.optimizer)
+        actor_metrics = self._update_value_and_actor(batch, targets)
         self.engine.minimize(critic_loss, self.critic.optimizer)
-        self.engine.minimize(actor_loss, self.actor.optimizer)
         self.engine.polyak(self.critic, self.critic_target, self.tau)
-        return {**metrics, **actor_metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
+        return {**metrics, **actor_metrics}
+
+    def _update_without_critics(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
+        with th.no_grad():
+            next_values = self.value(batch.next_observations)
+        targets = td_target(batch.rewards, batch.dones, self._discounts(batch), next_values)
+        return self._update_value_and_actor(batch, targets)
+
+    def _update_value_and_actor(self, batch: Samples, targets: th.Tensor) -> Scalars:
+        """
+        :param targets: that V is an expectile of, ``(batch, 1)``, without a gradient
+        """
+        advantages = targets - self.value(batch.observations)
+        value_loss = expectile_loss(advantages, self.expectile)
+        advantages = advantages.detach().squeeze(1)
+        actor_loss, metrics = self._cloning_loss(batch, self._weights(advantages))
+        self.engine.minimize(value_loss, self.value.optimizer)
+        self.engine.minimize(actor_loss, self.actor.optimizer)
+        return {**metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
 
     def _weights(self, advantages: th.Tensor) -> th.Tensor:
         if self.weight_temp == 0:
