@@ -28,7 +28,12 @@ from machine import describe  # noqa: E402
 
 ALGORITHMS = ("AWAC", "IQL", "ReBRAC", "CalQL", "EDAC", "BC")
 COMPARED = ("AWAC", "IQL", "ReBRAC")
-OURS = {"compiled": "compiled", "no compiler": "eager", "auto": "auto"}
+OURS = {
+    "compiled": {"backend": "compiled"},
+    "compiled, bf16": {"backend": "compiled", "precision": "bf16"},
+    "no compiler": {"backend": "eager"},
+    "auto": {"backend": "auto"},
+}
 PLAIN, UPDATE, FIT = "plain PyTorch", "d3rlpy, sampler and update", "d3rlpy, fit"
 # Ours draw the batches of so many steps at once, and turns have to hold whole ones
 CHUNK = 50
@@ -44,7 +49,7 @@ files ("{FIT}"). Each variant is a process; processes take turns, and a ratio is
 
 def variants(algorithm: str, with_d3rlpy: bool) -> dict[str, dict[str, Any]]:
     """What a worker of each variant is told."""
-    found = {name: {"library": "ours", "backend": backend} for name, backend in OURS.items()}
+    found = {name: {"library": "ours", **how} for name, how in OURS.items()}
     if algorithm in COMPARED:
         found[PLAIN] = {"library": "plain"}
         if with_d3rlpy:

@@ -99,6 +99,7 @@ def ours(spec: dict[str, Any], turns: Turns) -> None:
         batch_size=BATCH_SIZE,
         policy_kwargs={"net_arch": [HIDDEN, HIDDEN]},
         update_backend=spec["backend"],
+        matmul_precision=spec.get("precision", "fp32"),
         device="cpu",
         seed=0,
         **OURS[spec["algorithm"]],

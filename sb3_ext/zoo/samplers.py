@@ -79,6 +79,7 @@ def _sample_with_critics(trial: optuna.Trial) -> dict[str, Any]:
         **_sample_network(trial),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.001, 0.03, log=True),
         "tau": trial.suggest_float("tau", 0.001, 0.02, log=True),
+        "n_steps": trial.suggest_categorical("n_steps", [1, 3, 10, 25]),
         "layer_norm": trial.suggest_categorical("layer_norm", [False, True]),
     }
 
@@ -106,11 +107,12 @@ def sample_awac_params(
 def sample_iql_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Networks, discount, the expectile, and the weights of actions."""
+    """Networks, discount, the expectile, the weights of actions, and whether critics judge them."""
     sampled = {
         **_sample_with_critics(trial),
         "expectile": trial.suggest_float("expectile", 0.5, 0.95),
         "weight_temp": trial.suggest_float("weight_temp", 0.01, 20, log=True),
+        "action_values": trial.suggest_categorical("action_values", [True, False]),
     }
     return _convert(trial, sampled)
 
