@@ -498,7 +498,8 @@ def test_weights_are_logged_and_their_collapse_is_told(demos, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "arguments"), [(AWAC, {}), (IQL, {}), (IQL, {"action_values": False}), (BC, {}), (ReBRAC, {"actor_bc_coef": 10.0})]
+    ("algorithm", "arguments"),
+    [(AWAC, {}), (IQL, {}), (IQL, {"action_values": False}), (BC, {}), (ReBRAC, {"actor_bc_coef": 10.0})],
 )
 def test_cloning_learns_the_demonstrated_actions(algorithm, arguments, demos):
     model = make(algorithm, demos, learning_rate=3e-3, policy_kwargs={"net_arch": [64]}, **arguments)
