@@ -95,7 +95,14 @@ def test_clones_of_an_expert_solve_the_task(algorithm, demos):
     assert np.issubdtype(np.asarray(action).dtype, np.integer)
 
 
-@pytest.mark.parametrize(("algorithm", "arguments"), [(AWAC, {"awac_lambda": 0.1}), (IQL, {"weight_temp": 10.0})])
+@pytest.mark.parametrize(
+    ("algorithm", "arguments"),
+    [
+        (AWAC, {"awac_lambda": 0.1}),
+        (IQL, {"weight_temp": 10.0}),
+        (IQL, {"weight_temp": 10.0, "action_values": False}),
+    ],
+)
 def test_they_learn_more_than_random_play_shows(algorithm, arguments, random_play):
     env = turn_env()
     arguments = {"learning_rate": 3e-3, "gamma": 0.9, "dataset_kwargs": {"reward_shift": -0.1}, **arguments}

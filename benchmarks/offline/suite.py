@@ -44,6 +44,8 @@ ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": ("actor_bc_coef=lin_1.0",), "Cal-QL": ()}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
+# Whether products of less precision learn as well is seen on one curve
+IN_BF16 = "hopper-mixed/IQL"
 # Cloning of some episodes alone
 SUCCESSFUL = ("BC, successful runs", "dataset_kwargs={transforms: [successful_episodes]}")
 BEST_EPISODES = {
@@ -88,6 +90,8 @@ def plans() -> dict[str, Plan]:
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
                 found[f"{dataset}/{best}"] = plan(dataset, algo, "--set", change)
+            if f"{dataset}/{name}" == IN_BF16:
+                found[f"{IN_BF16}, bf16"] = plan(dataset, algo, "--set", "matmul_precision=bf16")
         for name, algo in PEERS.items():
             found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
     for dataset in ONLINE_LENGTHS:
