@@ -181,16 +181,62 @@ def test_iql_without_critics_learns_from_the_returns_of_the_data(demos):
 
 
 def test_iql_without_critics_sees_n_steps_ahead(demos):
-    # Every step costs 1, and V is 0
-    data = replace(demos, rewards=np.full(len(demos), -1.0, np.float32))
+    # Every step costs 1, and V is 4
+    terminations = demos.terminations & (np.arange(len(demos)) < len(demos) // 2)  # the other episodes are cut off
+    data = replace(
+        demos,
+        rewards=np.full(len(demos), -1.0, np.float32),
+        terminations=terminations,
+        truncations=demos.ends & ~terminations,
+    )
     model = make(IQL, data, action_values=False, gamma=0.5, n_steps=2)
-    constant(model.value, 0.0)
+    constant(model.value, 4.0)
     batch = model.dataset_buffer.sample(200)
+    assert set(batch.discounts.unique().tolist()) == {0.5, 0.25}  # one step at the end of an episode
     with model.engine.session():
         metrics = model._update_without_critics(batch, None)
-    expected = th.where(batch.discounts == 0.25, -1.5, -1.0)  # one step at the end of an episode
-    assert set(batch.discounts.unique().tolist()) == {0.5, 0.25}
+    rewards = th.where(batch.discounts == 0.25, -1.5, -1.0)
+    expected = rewards + batch.discounts * (1 - batch.dones) * 4 - 4
+    assert 0 < batch.dones.mean() < 1
     assert metrics["advantage_mean"].item() == pytest.approx(expected.mean().item())
+
+
+def test_iql_without_critics_takes_its_next_value_for_a_constant(demos):
+    sgd = {**SMALL, "optimizer_class": th.optim.SGD}
+    model = make(IQL, demos, action_values=False, expectile=0.5, policy_kwargs=sgd, learning_rate=0.1)
+    batch = batch_of(model)
+    value = copy.deepcopy(model.value)
+    with th.no_grad():
+        targets = batch.rewards + 0.99 * (1 - batch.dones) * value(batch.next_observations)
+    loss = 0.5 * (targets - value(batch.observations)).square().mean()
+    gradients = th.autograd.grad(loss, list(value.parameters()))
+    with model.engine.session():
+        metrics = model._update_without_critics(batch, None)
+    assert metrics["value_loss"].item() == pytest.approx(loss.item(), rel=1e-5)
+    for before, gradient, after in zip(value.parameters(), gradients, model.value.parameters(), strict=True):
+        th.testing.assert_close(after, before - 0.1 * gradient)
+
+
+@pytest.mark.filterwarnings("error:Compiling the update failed")
+@pytest.mark.parametrize("backend", ["eager", "compiled"])
+def test_iqls_critics_learn_where_they_are_asked(backend, demos):
+    model = make(IQL, demos, action_values=False, update_backend=backend)
+    networks = ("actor", "value", "critic", "critic_target")
+
+    def changed_networks():
+        before = {name: [p.clone() for p in getattr(model, name).parameters()] for name in networks}
+        seen = learn_and_capture(model, 10)
+        return {
+            name
+            for name, weights in before.items()
+            if any((a != b).any() for a, b in zip(weights, getattr(model, name).parameters(), strict=True))
+        }, "train/critic_loss" in seen
+
+    assert changed_networks() == ({"actor", "value"}, False)
+    model.action_values = True
+    assert changed_networks() == (set(networks), True)
+    model.action_values = False
+    assert changed_networks() == ({"actor", "value"}, False)
 
 
 def test_iql_without_critics_is_cloning_where_weights_are_flat(demos):
@@ -529,6 +575,7 @@ def test_cosine_of_the_actors_learning_rate(demos):
         (AWAC, {"n_value_samples": 0}, "at least 1"),
         (IQL, {"expectile": 1.0}, r"must be in \(0, 1\)"),
         (IQL, {"weight_temp": -1.0}, "at least 0"),
+        (IQL, {"action_values": None}, "must be True or False"),
         (IQL, {"offline_ratio": 1.5}, "share of each batch"),
         (IQL, {"n_offline_steps": -1}, "at least 0, or None"),
         (IQL, {"update_backend": "cudagraph"}, "needs device=.cuda."),

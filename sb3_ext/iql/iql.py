@@ -30,8 +30,9 @@ class IQL(WeightedCloningAlgorithm):
     .. math::
         A = r_t + \dots + \gamma^{n - 1} r_{t + n - 1} + \gamma^n (1 - d) V(s_{t + n}) - V(s_t)
 
-    An update takes half as long, and n steps show where the data were heading, which one action hardly does. It needs
-    an environment with little chance in it: V takes good luck for good actions.
+    n is ``n_steps``, less where an episode ends before; d is 1 where it terminates. Unlike there, V and the actor have
+    the same n steps, and V is its own target. n steps show where the data were heading, which one action hardly does,
+    at half the work. It needs an environment with little chance in it: V takes good luck for good actions.
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
@@ -39,8 +40,8 @@ class IQL(WeightedCloningAlgorithm):
     :param expectile: Which expectile of the data's values V is, in (0, 1): 0.5 their mean, towards 1 the best.
     :param weight_temp: Inverse temperature :math:`\beta` of the weights, at least 0; 0 clones everything.
     :param max_weight: The greatest weight.
-    :param action_values: False for implicit V-learning, best with ``n_steps`` of 10 to 50; the critics and ``tau`` are
-        then of no use.
+    :param action_values: False for implicit V-learning, with ``n_steps`` of 10 to 50, say. The critics then stay as
+        they are: ``tau`` and what ``policy_kwargs`` says of them (``n_critics``, ``layer_norm``) have no effect.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
     :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
         ``learning_rate`` if None.
@@ -82,6 +83,8 @@ class IQL(WeightedCloningAlgorithm):
             as_schedule(self.actor_learning_rate, "actor_learning_rate")
         if not 0 < self.expectile < 1:
             raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
+        if not isinstance(self.action_values, bool):
+            raise ValueError(f"action_values={self.action_values!r} must be True or False.")
         if not self.weight_temp >= 0 or not self.max_weight > 0:
             raise ValueError(
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
@@ -133,7 +136,8 @@ class IQL(WeightedCloningAlgorithm):
         return exponential_weights(advantages, 1 / self.weight_temp, self.max_weight)
 
     def _collapse_fix(self) -> str:
-        return f"Lower weight_temp={self.weight_temp} or expectile={self.expectile}."
+        shorter = "" if self.action_values else f", or n_steps={self.n_steps}"
+        return f"Lower weight_temp={self.weight_temp} or expectile={self.expectile}{shorter}."
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return [*super()._optimizers(), self.value.optimizer]

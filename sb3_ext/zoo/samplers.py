@@ -74,12 +74,17 @@ def _sample_network(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
-def _sample_with_critics(trial: optuna.Trial) -> dict[str, Any]:
+def _sample_with_values(trial: optuna.Trial, n_steps: tuple[int, ...] = (1, 3, 10)) -> dict[str, Any]:
     return {
         **_sample_network(trial),
         "one_minus_gamma": trial.suggest_float("one_minus_gamma", 0.001, 0.03, log=True),
+        "n_steps": trial.suggest_categorical("n_steps", n_steps),
+    }
+
+
+def _sample_critics(trial: optuna.Trial) -> dict[str, Any]:
+    return {
         "tau": trial.suggest_float("tau", 0.001, 0.02, log=True),
-        "n_steps": trial.suggest_categorical("n_steps", [1, 3, 10, 25]),
         "layer_norm": trial.suggest_categorical("layer_norm", [False, True]),
     }
 
@@ -97,7 +102,8 @@ def sample_awac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and the weights of actions."""
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_with_values(trial),
+        **_sample_critics(trial),
         "awac_lambda": trial.suggest_float("awac_lambda", 0.05, 100, log=True),
         "weighting": trial.suggest_categorical("weighting", ["exponential", "softmax"]),
     }
@@ -108,11 +114,13 @@ def sample_iql_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
     """Networks, discount, the expectile, the weights of actions, and whether critics judge them."""
+    action_values = trial.suggest_categorical("action_values", [True, False])
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_with_values(trial, (1, 3, 10, 25)),
+        **(_sample_critics(trial) if action_values else {}),
+        "action_values": action_values,
         "expectile": trial.suggest_float("expectile", 0.5, 0.95),
         "weight_temp": trial.suggest_float("weight_temp", 0.01, 20, log=True),
-        "action_values": trial.suggest_categorical("action_values", [True, False]),
     }
     return _convert(trial, sampled)
 
@@ -122,7 +130,8 @@ def sample_rebrac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how near to the data actor and critic stay."""
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_with_values(trial),
+        **_sample_critics(trial),
         "actor_bc_coef": trial.suggest_float("actor_bc_coef", 0.0005, 2, log=True),
         "critic_bc_coef": trial.suggest_categorical("critic_bc_coef", [0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5]),
     }
@@ -134,7 +143,8 @@ def sample_calql_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how conservative the critics are."""
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_with_values(trial),
+        **_sample_critics(trial),
         "cql_alpha": trial.suggest_float("cql_alpha", 0.1, 20, log=True),
         "n_actions": trial.suggest_categorical("n_actions", [4, 10]),
     }
@@ -146,7 +156,8 @@ def sample_edac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how many critics differ how much."""
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_with_values(trial),
+        **_sample_critics(trial),
         "eta": trial.suggest_categorical("eta", [0.0, 1.0, 5.0, 10.0, 100.0]),
         "n_critics": trial.suggest_categorical("n_critics", [5, 10, 20, 50]),
     }
