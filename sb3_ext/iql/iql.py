@@ -25,7 +25,7 @@ class IQL(WeightedCloningAlgorithm):
         L_\pi &= -\mathrm{mean}\, \min(e^{\beta A}, w_{max}) \log\pi(a|s)
 
     With ``action_values=False`` there are no critics, and the data's own returns take their place: implicit V-learning
-    (Park et al. 2023, https://arxiv.org/abs/2307.11949, section 3).
+    (the value function of Park et al. 2023, https://arxiv.org/abs/2307.11949).
 
     .. math::
         A = r_t + \dots + \gamma^{n - 1} r_{t + n - 1} + \gamma^n (1 - d) V(s_{t + n}) - V(s_t)
