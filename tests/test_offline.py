@@ -577,6 +577,7 @@ def test_cosine_of_the_actors_learning_rate(demos):
         (IQL, {"weight_temp": -1.0}, "at least 0"),
         (IQL, {"action_values": None}, "must be True or False"),
         (IQL, {"offline_ratio": 1.5}, "share of each batch"),
+        (IQL, {"n_steps": 0}, "at least 1"),
         (IQL, {"n_offline_steps": -1}, "at least 0, or None"),
         (IQL, {"update_backend": "cudagraph"}, "needs device=.cuda."),
         (BC, {"top_percent": 0}, r"must be in \(0, 100\]"),

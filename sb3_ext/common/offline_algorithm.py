@@ -73,7 +73,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     :param replay_buffer_class: Buffer for collected transitions.
     :param replay_buffer_kwargs: Its arguments.
     :param optimize_memory_usage: Not supported by the default buffer.
-    :param n_steps: Steps of n-step returns.
+    :param n_steps: Steps of n-step returns, at least 1.
     :param standardize_observations: Shift and scale observations by the dataset's statistics, inside the policy.
     :param update_backend: ``"auto"``, ``"eager"``, ``"compiled"`` or ``"cudagraph"``.
     :param matmul_precision: ``"fp32"`` or ``"bf16"``.
@@ -177,6 +177,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         if not 0 <= self.offline_ratio <= 1:
             raise ValueError(f"offline_ratio={self.offline_ratio} is a share of each batch and must be in [0, 1].")
+        if self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps} must be at least 1.")
         if self.n_offline_steps is not None and self.n_offline_steps < 0:
             raise ValueError(f"n_offline_steps={self.n_offline_steps} must be at least 0, or None.")
 
