@@ -89,6 +89,10 @@ def _sample_critics(trial: optuna.Trial) -> dict[str, Any]:
     }
 
 
+def _sample_with_critics(trial: optuna.Trial) -> dict[str, Any]:
+    return {**_sample_with_values(trial), **_sample_critics(trial)}
+
+
 def sample_bc_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
@@ -102,8 +106,7 @@ def sample_awac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and the weights of actions."""
     sampled = {
-        **_sample_with_values(trial),
-        **_sample_critics(trial),
+        **_sample_with_critics(trial),
         "awac_lambda": trial.suggest_float("awac_lambda", 0.05, 100, log=True),
         "weighting": trial.suggest_categorical("weighting", ["exponential", "softmax"]),
     }
@@ -130,8 +133,7 @@ def sample_rebrac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how near to the data actor and critic stay."""
     sampled = {
-        **_sample_with_values(trial),
-        **_sample_critics(trial),
+        **_sample_with_critics(trial),
         "actor_bc_coef": trial.suggest_float("actor_bc_coef", 0.0005, 2, log=True),
         "critic_bc_coef": trial.suggest_categorical("critic_bc_coef", [0.0, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5]),
     }
@@ -143,8 +145,7 @@ def sample_calql_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how conservative the critics are."""
     sampled = {
-        **_sample_with_values(trial),
-        **_sample_critics(trial),
+        **_sample_with_critics(trial),
         "cql_alpha": trial.suggest_float("cql_alpha", 0.1, 20, log=True),
         "n_actions": trial.suggest_categorical("n_actions", [4, 10]),
     }
@@ -156,8 +157,7 @@ def sample_edac_params(
 ) -> dict[str, Any]:
     """Networks, discount, and how many critics differ how much."""
     sampled = {
-        **_sample_with_values(trial),
-        **_sample_critics(trial),
+        **_sample_with_critics(trial),
         "eta": trial.suggest_categorical("eta", [0.0, 1.0, 5.0, 10.0, 100.0]),
         "n_critics": trial.suggest_categorical("n_critics", [5, 10, 20, 50]),
     }
