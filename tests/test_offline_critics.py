@@ -39,6 +39,13 @@ def test_cloned_td3_actor_loss():
     assert losses.cloned_td3_actor_loss(q_values, distances, 0.5, normalize_q=False).item() == pytest.approx(1 - 2)
 
 
+def test_scaled_cloning_loss_is_td3_bcs_times_the_values_size():
+    q_values, distances = th.tensor([[-2.0], [6.0]]), th.tensor([[1.0], [3.0]])
+    assert losses.scaled_cloning_loss(q_values, distances, 0.5).item() == pytest.approx(0.5 * 4 * 2)
+    expected = 4 * losses.cloned_td3_actor_loss(q_values, distances, 0.5)
+    th.testing.assert_close(losses.scaled_cloning_loss(q_values, distances, 0.5) - q_values.mean(), expected)
+
+
 def test_scale_of_the_actors_values_is_a_constant_for_gradients():
     q_values = th.tensor([[2.0], [4.0]], requires_grad=True)
     losses.cloned_td3_actor_loss(q_values, th.zeros(2, 1), 1.0).backward()
@@ -274,29 +281,50 @@ def sac_n_losses(model, batch, noise, n):
     return critics, critic_loss, (ent_coef * log_prob[:, None] - least).mean(), log_prob
 
 
-def test_rebracs_coefficients_follow_their_schedules_in_compiled_updates_too(demos):
+@pytest.mark.parametrize(
+    ("algorithm", "arguments", "constants"),
+    [
+        (
+            ReBRAC,
+            {"actor_bc_coef": "lin_4.0", "critic_bc_coef": lambda progress: progress},
+            {"actor_bc_coef": 4.0, "critic_bc_coef": 1.0},
+        ),
+        (CalQL, {"n_actions": 1, "actor_bc_coef": "lin_4.0"}, {"n_actions": 1, "actor_bc_coef": 4.0}),
+    ],
+)
+def test_coefficients_of_cloning_follow_their_schedules_in_compiled_updates_too(algorithm, arguments, constants, demos):
     weights = []
     for backend in ("eager", "compiled"):
-        model = make(ReBRAC, demos, actor_bc_coef="lin_4.0", critic_bc_coef=lambda p: p, update_backend=backend)
+        model = make(algorithm, demos, update_backend=backend, **arguments)
         model.learn(200)  # drawn 50 at a time, with the progress at the start of each
-        assert model._bc_coefs.tolist() == pytest.approx([4 * 0.25, 0.25])
+        expected = {name: constants[name] * 0.25 for name in model.bc_coef_names}
+        assert {name: coef.item() for name, coef in model._bc_coefs.items()} == pytest.approx(expected)
         weights.append(th.cat([parameter.flatten() for parameter in model.policy.parameters()]))
     th.testing.assert_close(*weights, rtol=1e-3, atol=1e-4)
-    constant = make(ReBRAC, demos, actor_bc_coef=4.0, critic_bc_coef=1.0).learn(200)
+    constant = make(algorithm, demos, **constants).learn(200)
     other = th.cat([parameter.flatten() for parameter in constant.policy.parameters()])
     assert (other - weights[0]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
     ("algorithm", "arguments"),
-    [(EDAC, {"eta": 0.0, "n_critics": 4}), (CalQL, {"cql_alpha": 0.0, "backup_entropy": True})],
+    [
+        (EDAC, {"eta": 0.0, "n_critics": 4}),
+        (CalQL, {"cql_alpha": 0.0, "backup_entropy": True}),
+        (CalQL, {"cql_alpha": 0.0, "backup_entropy": True, "actor_bc_coef": 0.5}),
+    ],
 )
-def test_without_their_penalty_they_are_sac_n(algorithm, arguments, demos, monkeypatch):
+def test_without_their_penalty_they_are_sac_n_and_clone_as_asked(algorithm, arguments, demos, monkeypatch):
     model = make(algorithm, demos, gamma=0.9, **arguments)
     th.manual_seed(0)
     batch, noise = model.dataset_buffer.sample(16), th.randn(model.n_noise, 16, 2)
     found = gradients(model, batch, noise, monkeypatch)
     critics, critic_loss, actor_loss, log_prob = sac_n_losses(model, batch, noise, model.n_critics)
+    if model.actor_bc_coef > 0:
+        rows = th.cat([batch.observations, model.actor.action_log_prob(batch.observations, noise[1])[0]], dim=1)
+        size = th.stack([critic(rows) for critic in critics]).min(dim=0).values.abs().mean().detach()
+        misses = (model.actor(batch.observations, deterministic=True) - batch.actions).square().sum(dim=1)
+        actor_loss = actor_loss + model.actor_bc_coef * size * misses.mean()
     critic_loss.backward()
     assert_gradients_of_critics(found[id(model.critic.optimizer)], critics)
     expected = th.autograd.grad(actor_loss, list(model.actor.parameters()))
@@ -401,6 +429,7 @@ def test_entropy_coefficient_survives_saving(demos, tmp_path):
         (ReBRAC, {"policy_delay": 0}, "at least 1"),
         (CalQL, {"n_actions": 0}, "at least 1"),
         (CalQL, {"cql_alpha": -1.0}, "at least 0"),
+        (CalQL, {"actor_bc_coef": -1.0}, "not negative"),
         (CalQL, {"ent_coef": "automatic"}, "write a number"),
         (EDAC, {"eta": -1.0}, "at least 0"),
         (EDAC, {"n_critics": 1}, "agrees with itself"),
@@ -413,6 +442,15 @@ def test_bad_arguments_are_refused(algorithm, arguments, message, demos):
 
 
 # --- Learning ---
+
+
+def test_cal_ql_that_clones_stays_with_the_data(demos):
+    misses = []
+    for coef in (0.0, 10.0):
+        model = make(CalQL, demos, n_actions=2, actor_bc_coef=coef, learning_rate=1e-3).learn(300)
+        actions, _ = model.predict(demos.observations, deterministic=True)
+        misses.append(np.square(actions - demos.actions).mean())
+    assert misses[1] < 0.5 * misses[0]
 
 
 def aim_at_random(n=2_000):

@@ -132,6 +132,19 @@ def cloned_td3_actor_loss(
     return (bc_coef * distances - scale * q_values).mean()
 
 
+def scaled_cloning_loss(q_values: th.Tensor, distances: th.Tensor, bc_coef: float | th.Tensor) -> th.Tensor:
+    r"""
+    :math:`\beta\, \mathrm{mean}|Q|\, \mathrm{mean}_b \|\pi(s_b) - a_b\|^2`, to be added to a loss that has Q-values in
+    it: :func:`cloned_td3_actor_loss` is the same with everything divided by :math:`\mathrm{mean}|Q|`.
+
+    :param q_values: Q-values of the policy's actions, any shape; a constant for gradients
+    :param distances: squared distances of the policy's actions from the data's, shape ``(batch,)``
+    :param bc_coef: :math:`\beta \ge 0`, a number or a 0-d tensor
+    :return: scalar
+    """
+    return bc_coef * q_values.detach().abs().mean() * distances.mean()
+
+
 def conservative_loss(sampled_values: th.Tensor, log_densities: th.Tensor, data_values: th.Tensor) -> th.Tensor:
     r"""
     :math:`\sum_k \mathrm{mean}_b (\log \frac{1}{m} \sum_j e^{Q_k(s_b, a_j)} / p(a_j) - Q_k(s_b, a_b))`: how much the

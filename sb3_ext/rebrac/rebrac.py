@@ -11,11 +11,8 @@ from sb3_ext.common.actors import DeterministicActor
 from sb3_ext.common.buffers import OfflineSamples, Samples
 from sb3_ext.common.losses import cloned_td3_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
-from sb3_ext.common.schedules import as_schedule
 from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.rebrac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
-
-BC_COEFS = ("actor_bc_coef", "critic_bc_coef")
 
 
 class ReBRAC(OfflineActorCritic):
@@ -54,6 +51,7 @@ class ReBRAC(OfflineActorCritic):
         "MultiInputPolicy": MultiInputPolicy,
     }
     buffer_extras: ClassVar[Mapping[str, bool]] = {"next_actions": True}
+    bc_coef_names = ("actor_bc_coef", "critic_bc_coef")
     n_noise = 1
     actor: DeterministicActor
     actor_target: DeterministicActor
@@ -84,33 +82,11 @@ class ReBRAC(OfflineActorCritic):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        for name in BC_COEFS:
-            as_schedule(getattr(self, name), name)
         for name in ("target_policy_noise", "target_noise_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
         if self.policy_delay < 1:
             raise ValueError(f"policy_delay={self.policy_delay} must be at least 1.")
-
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        # A tensor, since an update that is compiled has numbers as constants
-        self._bc_coefs = th.tensor(self._current_bc_coefs(), device=self.device)
-
-    def _current_bc_coefs(self) -> list[float]:
-        progress = self._current_progress_remaining
-        coefs = {name: as_schedule(getattr(self, name), name)(progress) for name in BC_COEFS}
-        for name, value in coefs.items():
-            if not value >= 0:
-                raise ValueError(f"{name} is {value} with {progress:.2f} of `learn` left: it must not be negative.")
-        return list(coefs.values())
-
-    def _update_schedules(self) -> None:
-        super()._update_schedules()
-        values = self._current_bc_coefs()
-        self._bc_coefs.copy_(th.tensor(values))
-        for name, value in zip(BC_COEFS, values, strict=True):
-            self.logger.record(f"train/{name}", value)
 
     def _update_name(self, n: int) -> str:
         return "_update_critic" if n % self.policy_delay else "_update"
@@ -121,7 +97,7 @@ class ReBRAC(OfflineActorCritic):
         q_values = self.critic(batch.observations, actions, frozen=True)
         q_values = q_values.amin(dim=0) if self.min_q_actor else q_values[0]
         distances = (actions - batch.actions).square().sum(dim=1, keepdim=True)
-        loss = cloned_td3_actor_loss(q_values, distances, self._bc_coefs[0], self.normalize_q)
+        loss = cloned_td3_actor_loss(q_values, distances, self._bc_coefs["actor_bc_coef"], self.normalize_q)
         self.engine.minimize(loss, self.actor.optimizer)
         self.engine.polyak(self.critic, self.critic_target, self.tau)
         self.engine.polyak(self.actor, self.actor_target, self.tau)
@@ -143,7 +119,7 @@ class ReBRAC(OfflineActorCritic):
         actions = (self.actor_target.mean(batch.next_observations) + noise).clamp(-1, 1)
         distances = (actions - batch.next_actions).square().sum(dim=1, keepdim=True)
         values = self.critic_target(batch.next_observations, actions).amin(dim=0)
-        return values - self._bc_coefs[1] * batch.has_next_action * distances
+        return values - self._bc_coefs["critic_bc_coef"] * batch.has_next_action * distances
 
     def _update_constants(self) -> tuple[Any, ...]:
         return (
@@ -153,6 +129,3 @@ class ReBRAC(OfflineActorCritic):
             self.target_policy_noise,
             self.target_noise_clip,
         )
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_bc_coefs"]

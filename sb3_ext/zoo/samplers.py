@@ -143,9 +143,10 @@ def sample_rebrac_params(
 def sample_calql_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Networks, discount, and how conservative the critics are."""
+    """Networks, discount, how conservative the critics are, and how near to the data the actor stays."""
     sampled = {
         **_sample_with_critics(trial),
+        "actor_bc_coef": trial.suggest_categorical("actor_bc_coef", [0.0, 0.01, 0.1, 1.0]),
         "cql_alpha": trial.suggest_float("cql_alpha", 0.1, 20, log=True),
         "n_actions": trial.suggest_categorical("n_actions", [4, 10]),
     }
