@@ -40,9 +40,13 @@ ONLINE_LENGTHS = {"antmaze-umaze": (20_000, 20_000, 100_000)}
 ONLINE = "-online"
 
 ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal-QL": "calql"}
-# What differs where collection follows: half an update for each step, and ReBRAC lets go of the data
+# What differs where collection follows: half an update for each step, and for some an end where an ant falls. With -1 a
+# step that end would be worth more than walking on: rewards are at the goal alone
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
-ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": ("actor_bc_coef=lin_1.0",), "Cal-QL": ()}
+FALLS_END = (
+    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip]}",
+)
+ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
 IN_BF16 = "hopper-mixed/IQL"
