@@ -93,6 +93,14 @@ def _sample_with_critics(trial: optuna.Trial) -> dict[str, Any]:
     return {**_sample_with_values(trial), **_sample_critics(trial)}
 
 
+def _sample_soft_actor_critic(trial: optuna.Trial) -> dict[str, Any]:
+    """Of Cal-QL and EDAC, whose actors as published do not clone."""
+    return {
+        **_sample_with_critics(trial),
+        "actor_bc_coef": trial.suggest_categorical("actor_bc_coef", [0.0, 0.01, 0.1, 0.5, 1.0]),
+    }
+
+
 def sample_bc_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
@@ -145,8 +153,7 @@ def sample_calql_params(
 ) -> dict[str, Any]:
     """Networks, discount, how conservative the critics are, and how near to the data the actor stays."""
     sampled = {
-        **_sample_with_critics(trial),
-        "actor_bc_coef": trial.suggest_categorical("actor_bc_coef", [0.0, 0.01, 0.1, 1.0]),
+        **_sample_soft_actor_critic(trial),
         "cql_alpha": trial.suggest_float("cql_alpha", 0.1, 20, log=True),
         "n_actions": trial.suggest_categorical("n_actions", [4, 10]),
     }
@@ -156,9 +163,9 @@ def sample_calql_params(
 def sample_edac_params(
     trial: optuna.Trial, n_actions: int, n_envs: int, additional_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """Networks, discount, and how many critics differ how much."""
+    """Networks, discount, how many critics differ how much, and how near to the data the actor stays."""
     sampled = {
-        **_sample_with_critics(trial),
+        **_sample_soft_actor_critic(trial),
         "eta": trial.suggest_categorical("eta", [0.0, 1.0, 5.0, 10.0, 100.0]),
         "n_critics": trial.suggest_categorical("n_critics", [5, 10, 20, 50]),
     }
