@@ -177,6 +177,25 @@ def test_successful_episodes():
         tf.SuccessfulEpisodes()(dataset.select(~np.repeat([True, False, True, False], dataset.lengths)))
 
 
+def test_moving_steps():
+    dataset = counted_dataset([(6, "none"), (3, "terminal"), (3, "timeout")])
+    position = dataset.frames.copy()
+    # Stands at 0 for three steps, then goes; stands until it succeeds; stands
+    position[:, 0] = [0, 0, 0, 0, 1, 2, 3, 10, 10, 10, 10, 20, 20, 20, 20]
+    dataset = replace(dataset, frames=position)
+    kept = tf.MovingSteps(distance=1.5, horizon=2, entries=1)(dataset)
+    assert_consistent(kept)
+    # Of the first episode steps 2 (0 -> 1) and 5 (2 -> 3, its end) move too little; of the second the last two stay
+    np.testing.assert_array_equal(kept.actions, dataset.actions[[3, 4, 7, 8]])
+    np.testing.assert_array_equal(kept.observations[:, 0], [0, 1, 10, 10])
+    np.testing.assert_array_equal(kept.next_observations[:, 0], [1, 2, 10, 10])
+    assert kept.terminations.tolist() == [False, False, False, True]
+    with pytest.raises(DatasetError, match="Lower distance"):
+        tf.MovingSteps(distance=5.0, horizon=2, entries=1)(dataset.select(dataset.starts[:1]))
+    with pytest.raises(DatasetError, match="start with the position"):
+        tf.MovingSteps(entries=99)(dataset)
+
+
 def test_relabel_success():
     dataset = with_success(counted_dataset([(3, "none"), (1, "terminal")]), 3)
     recorded = tf.RelabelSuccess()(dataset)
@@ -313,6 +332,7 @@ EXAMPLES = [
     tf.RelabelSuccess(np.array([1, 2])),
     tf.TopEpisodes(20.0),
     tf.SuccessfulEpisodes(),
+    tf.MovingSteps(0.5, 10, 3),
     tf.ClipActions(0.9),
     tf.FlattenGoals(("achieved_goal", "observation")),
 ]

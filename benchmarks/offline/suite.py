@@ -44,18 +44,20 @@ ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal
 # step that end would be worth more than walking on: rewards are at the goal alone
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
 FALLS_END = (
-    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip]}",
+    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, moving_steps, "
+    "terminate_on_flip]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
 IN_BF16 = "hopper-mixed/IQL"
-# Cloning of some episodes alone
-SUCCESSFUL = ("BC, successful runs", "dataset_kwargs={transforms: [successful_episodes]}")
-BEST_EPISODES = {
-    "antmaze-umaze": SUCCESSFUL,
+# Cloning of a part of the data alone
+SUCCESSFUL = {"BC, successful runs": "dataset_kwargs={transforms: [successful_episodes]}"}
+MOVING = {"BC, successful runs, without standing": "dataset_kwargs={transforms: [successful_episodes, moving_steps]}"}
+CLONED_PARTS = {
+    "antmaze-umaze": SUCCESSFUL | MOVING,
     "antmaze-medium-diverse": SUCCESSFUL,
-    "hopper-mixed": ("BC, best 10 %", "top_percent=10"),
+    "hopper-mixed": {"BC, best 10 %": "top_percent=10"},
 }
 
 
@@ -89,11 +91,11 @@ def plan(dataset: str, algo: str, *arguments: str, script: str = "train.py", is_
 def plans() -> dict[str, Plan]:
     """All curves by name, ``dataset/algorithm``, in the order of the tables."""
     found = {}
-    for dataset, (best, change) in BEST_EPISODES.items():
+    for dataset, parts in CLONED_PARTS.items():
         for name, algo in ALGORITHMS.items():
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
-                found[f"{dataset}/{best}"] = plan(dataset, algo, "--set", change)
+                found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
             if f"{dataset}/{name}" == IN_BF16:
                 found[f"{IN_BF16}, bf16"] = plan(dataset, algo, "--set", "matmul_precision=bf16")
         for name, algo in PEERS.items():

@@ -363,6 +363,48 @@ class SuccessfulEpisodes(Transform):
 
 
 @dataclass(frozen=True)
+class MovingSteps(Transform):
+    """
+    Leave out where a walker stands: steps after which its position is nearly the same a while later. Cloned, they are
+    poses that a deterministic policy never gets out of. The last steps of an episode are held against its last
+    position; those before a terminal one stay.
+
+    :param distance: how far the position has to be away after ``horizon`` steps, in the observation's units
+    :param horizon: steps, at least 1
+    :param entries: number of entries at the start of the observation that are the position
+    :raises DatasetError: it stands all the time.
+    """
+
+    name: ClassVar[str] = "moving_steps"
+    distance: float = 1.0
+    horizon: int = 40
+    entries: int = 2
+
+    def __post_init__(self) -> None:
+        _set_number(self, "distance", self.distance)
+        if not self.distance > 0:
+            raise DatasetError(f"{self.name}: distance={self.distance!r} must be above 0.")
+        for name in ("horizon", "entries"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise DatasetError(f"{self.name}: {name}={getattr(self, name)!r} must be a whole number of at least 1.")
+
+    def apply(self, dataset: Dataset) -> Dataset:
+        if isinstance(dataset.frames, Mapping) or dataset.frames.ndim != 2 or dataset.frames.shape[1] < self.entries:
+            raise DatasetError(f"{dataset.source}: {self.name} needs flat observations that start with the position.")
+        positions = dataset.frames[:, : self.entries]
+        last = np.repeat(dataset.starts + dataset.lengths - 1, dataset.lengths)
+        # What step t + horizon - 1 leads to
+        later = np.minimum(np.arange(len(dataset)) + self.horizon - 1, last)
+        moved = np.linalg.norm(positions[dataset.next_rows[later]] - positions[dataset.rows], axis=1)
+        kept = (moved >= self.distance) | dataset.terminations[later]
+        if not kept.any():
+            raise DatasetError(
+                f"{dataset.source}: no position moves by {self.distance} in {self.horizon} steps. Lower distance."
+            )
+        return dataset.select(kept)
+
+
+@dataclass(frozen=True)
 class ClipActions(Transform):
     """
     Clip actions to a share of their space. At the very bounds the log-likelihood of a squashed Gaussian is infinite.
@@ -442,6 +484,7 @@ TRANSFORMS: dict[str, type[Transform]] = {
         RelabelSuccess,
         TopEpisodes,
         SuccessfulEpisodes,
+        MovingSteps,
         ClipActions,
         FlattenGoals,
     )
