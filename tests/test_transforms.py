@@ -177,23 +177,47 @@ def test_successful_episodes():
         tf.SuccessfulEpisodes()(dataset.select(~np.repeat([True, False, True, False], dataset.lengths)))
 
 
+def walks(*episodes):
+    """Episodes through given positions, ``(n_steps + 1, 2)``, that a time limit ends."""
+    steps = [np.float32(positions) for positions in episodes]
+    columns = {
+        "observations": np.concatenate([positions[:-1] for positions in steps]),
+        "next_observations": np.concatenate([positions[1:] for positions in steps]),
+        "truncations": np.concatenate([np.arange(1, len(positions)) == len(positions) - 1 for positions in steps]),
+    }
+    n = len(columns["truncations"])
+    columns |= {"actions": np.arange(n, dtype=np.float32)[:, None], "rewards": np.arange(n, dtype=np.float32)}
+    return Dataset.from_arrays({**columns, "terminations": np.zeros(n, dtype=bool)})
+
+
 def test_moving_steps():
-    dataset = counted_dataset([(6, "none"), (3, "terminal"), (3, "timeout")])
-    position = dataset.frames.copy()
-    # Stands at 0 for three steps, then goes; stands until it succeeds; stands
-    position[:, 0] = [0, 0, 0, 0, 1, 2, 3, 10, 10, 10, 10, 20, 20, 20, 20]
-    dataset = replace(dataset, frames=position)
-    kept = tf.MovingSteps(distance=1.5, horizon=2, entries=1)(dataset)
+    # Stands for two steps, then goes in either direction; goes to the very end; stands
+    stop_and_go = [(0, 0), (0, 0), (0, 0), (0, -1), (0, -2), (-1, -2)]
+    dataset = walks(stop_and_go, [(0, 0), (1, 0), (2, 0), (3, 0)], [(5, 5)] * 4)
+    kept = tf.MovingSteps(distance=1.4, horizon=2)(dataset)
     assert_consistent(kept)
-    # Of the first episode steps 2 (0 -> 1) and 5 (2 -> 3, its end) move too little; of the second the last two stay
-    np.testing.assert_array_equal(kept.actions, dataset.actions[[3, 4, 7, 8]])
-    np.testing.assert_array_equal(kept.observations[:, 0], [0, 1, 10, 10])
-    np.testing.assert_array_equal(kept.next_observations[:, 0], [1, 2, 10, 10])
-    assert kept.terminations.tolist() == [False, False, False, True]
+    # Step 1 leads to a way of 1. Two steps round a corner are sqrt(2) away; the last step is judged by both of them
+    assert kept.actions[:, 0].tolist() == [2, 3, 4, 5, 6, 7]
+    np.testing.assert_array_equal(kept.next_observations[-1], [3, 0])
+    assert tf.MovingSteps(distance=1.5, horizon=2)(dataset).actions[:, 0].tolist() == [2, 5, 6, 7]
+    assert tf.MovingSteps(distance=1.0, horizon=2, entries=1)(dataset).actions[:, 0].tolist() == [3, 4, 5, 6, 7]
+    # Half the way is enough for an episode of half the steps
+    assert len(tf.MovingSteps(distance=6.0, horizon=6)(walks([(0, 0), (1, 0), (2, 0), (3, 0)]))) == 3
+    ends_well = replace(dataset, terminations=np.arange(len(dataset)) == 10, truncations=dataset.truncations.copy())
+    ends_well.truncations[10] = False
+    assert tf.MovingSteps(distance=1.4, horizon=2)(ends_well).actions[-2:, 0].tolist() == [9, 10]
+
+
+def test_moving_steps_are_refused_where_there_are_none():
+    dataset = walks([(5, 5)] * 4)
     with pytest.raises(DatasetError, match="Lower distance"):
-        tf.MovingSteps(distance=5.0, horizon=2, entries=1)(dataset.select(dataset.starts[:1]))
+        tf.MovingSteps()(dataset)
     with pytest.raises(DatasetError, match="start with the position"):
         tf.MovingSteps(entries=99)(dataset)
+    for arguments in ({"distance": 0}, {"horizon": 0}, {"horizon": 1.5}, {"horizon": True}, {"entries": 0}):
+        with pytest.raises(DatasetError, match="must be"):
+            tf.MovingSteps(**arguments)
+    assert tf.MovingSteps(horizon=np.int64(3), entries=1.0) == tf.MovingSteps(horizon=3, entries=1)
 
 
 def test_relabel_success():
@@ -264,7 +288,7 @@ def test_terminate_on_flip_needs_a_quaternion():
     for dataset in (rollout("DictLineEnv-v0"), counted_dataset(PLAN)):
         with pytest.raises(DatasetError, match="needs flat observations with a quaternion in the entries 30 to 33"):
             tf.TerminateOnFlip(quaternion=30)(dataset)
-    with pytest.raises(DatasetError, match="must be the index"):
+    with pytest.raises(DatasetError, match="quaternion=-1 must be a whole number of at least 0"):
         tf.TerminateOnFlip(quaternion=-1)
 
 

@@ -44,8 +44,8 @@ ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal
 # step that end would be worth more than walking on: rewards are at the goal alone
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
 FALLS_END = (
-    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, moving_steps, "
-    "terminate_on_flip]}",
+    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip, "
+    "moving_steps]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}

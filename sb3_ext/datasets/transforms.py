@@ -16,6 +16,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import TransformObservation, TransformReward
 
+from sb3_ext.common.schedules import is_whole
 from sb3_ext.datasets.dataset import Dataset, leaves, map_observations
 from sb3_ext.datasets.errors import DatasetError
 
@@ -250,8 +251,7 @@ class TerminateOnFlip(Transform):
     quaternion: int = 3
 
     def __post_init__(self) -> None:
-        if not isinstance(self.quaternion, int) or self.quaternion < 0:
-            raise DatasetError(f"{self.name}: quaternion={self.quaternion!r} must be the index of an entry.")
+        _set_whole(self, "quaternion", minimum=0)
 
     def apply(self, dataset: Dataset) -> Dataset:
         frames = dataset.frames
@@ -366,8 +366,12 @@ class SuccessfulEpisodes(Transform):
 class MovingSteps(Transform):
     """
     Leave out where a walker stands: steps after which its position is nearly the same a while later. Cloned, they are
-    poses that a deterministic policy never gets out of. The last steps of an episode are held against its last
-    position; those before a terminal one stay.
+    poses that a deterministic policy never gets out of. The last steps of an episode are judged by the way of all of
+    them together; those before a terminal one stay.
+
+    What is left of an episode is several, cut off: let this be the last transform, after those that choose episodes,
+    mark successes or change observations. Sums of rewards up to an episode's end (Cal-QL's calibration) know nothing
+    of what comes after the gap.
 
     :param distance: how far the position has to be away after ``horizon`` steps, in the observation's units
     :param horizon: steps, at least 1
@@ -385,18 +389,24 @@ class MovingSteps(Transform):
         if not self.distance > 0:
             raise DatasetError(f"{self.name}: distance={self.distance!r} must be above 0.")
         for name in ("horizon", "entries"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise DatasetError(f"{self.name}: {name}={getattr(self, name)!r} must be a whole number of at least 1.")
+            _set_whole(self, name, minimum=1)
 
     def apply(self, dataset: Dataset) -> Dataset:
         if isinstance(dataset.frames, Mapping) or dataset.frames.ndim != 2 or dataset.frames.shape[1] < self.entries:
-            raise DatasetError(f"{dataset.source}: {self.name} needs flat observations that start with the position.")
-        positions = dataset.frames[:, : self.entries]
-        last = np.repeat(dataset.starts + dataset.lengths - 1, dataset.lengths)
-        # What step t + horizon - 1 leads to
-        later = np.minimum(np.arange(len(dataset)) + self.horizon - 1, last)
-        moved = np.linalg.norm(positions[dataset.next_rows[later]] - positions[dataset.rows], axis=1)
-        kept = (moved >= self.distance) | dataset.terminations[later]
+            raise DatasetError(
+                f"{dataset.source}: {self.name} needs flat observations that start with the position. Those of Dicts "
+                "are made by flatten_goals, with the position's key first."
+            )
+        positions = dataset.frames[:, : self.entries].astype(np.float64)
+        horizon = min(self.horizon, len(dataset))
+        first = np.repeat(dataset.starts, dataset.lengths)
+        last = first + np.repeat(dataset.lengths, dataset.lengths) - 1
+        # The steps that each is judged by: itself and the next ones, or the last ones of its episode
+        end = np.minimum(np.arange(len(dataset)) + horizon - 1, last)
+        start = np.maximum(end - horizon + 1, first)
+        moved = np.linalg.norm(positions[dataset.next_rows[end]] - positions[dataset.rows[start]], axis=1)
+        is_moving = moved >= self.distance * (end - start + 1) / self.horizon
+        kept = is_moving | dataset.terminations[end]
         if not kept.any():
             raise DatasetError(
                 f"{dataset.source}: no position moves by {self.distance} in {self.horizon} steps. Lower distance."
@@ -549,6 +559,14 @@ class _FlipWrapper(gym.Wrapper):
     def step(self, action: Any) -> Any:
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, terminated or bool(is_on_its_back(obs, self.quaternion)), truncated, info
+
+
+def _set_whole(transform: Transform, name: str, minimum: int) -> None:
+    """As a plain int, which JSON holds; numbers of NumPy and 40.0 are taken too."""
+    value = getattr(transform, name)
+    if isinstance(value, bool) or not is_whole(value) or value < minimum:
+        raise DatasetError(f"{transform.name}: {name}={value!r} must be a whole number of at least {minimum}.")
+    object.__setattr__(transform, name, int(value))
 
 
 def _set_number(transform: Transform, name: str, value: Any) -> None:

@@ -155,7 +155,7 @@ def sample_calql_params(
     sampled = {
         **_sample_soft_actor_critic(trial),
         "cql_alpha": trial.suggest_float("cql_alpha", 0.1, 20, log=True),
-        "n_actions": trial.suggest_categorical("n_actions", [4, 10]),
+        "n_actions": trial.suggest_categorical("n_actions", [1, 4, 10]),
     }
     return _convert(trial, sampled)
 
