@@ -367,6 +367,24 @@ def test_environment_may_come_later(demos):
     assert model.num_timesteps == 50 and model.replay_buffer.size() * 3 == 30
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_environment_that_comes_later_may_have_other_bounds_and_floats(dtype, demos, tmp_path):
+    unbounded = demos.with_metadata(observation_space=gym.spaces.Box(-np.inf, np.inf, (3,), np.float32))
+    model = make(AWAC, unbounded, n_offline_steps=20).learn(20)
+    space = gym.spaces.Box(-100.0, 100.0, (3,), dtype)
+    model.set_env(gym.wrappers.TransformObservation(reach_env(), lambda obs: obs.astype(dtype), space))
+    first = model.predict(demos.observations[0], deterministic=True)[0]
+    model.learn(30, reset_num_timesteps=False)
+    assert model.num_timesteps == 50 and model.replay_buffer.observations.any()
+    assert not np.array_equal(model.predict(demos.observations[0], deterministic=True)[0], first)
+    model.save(tmp_path / "model")
+    loaded = AWAC.load(tmp_path / "model", dataset=unbounded, device="cpu")
+    loaded.set_env(gym.wrappers.TransformObservation(reach_env(), lambda obs: obs.astype(dtype), space))
+    loaded.learn(10, reset_num_timesteps=False)
+    with pytest.raises(ValueError, match="Observation spaces do not match"):
+        model.set_env(gym.make("MountainCarContinuous-v0"))
+
+
 def test_rewards_of_the_environment_are_shifted_like_the_datasets(demos):
     transforms = [{"name": "reward_scale", "scale": 2.0}]
     arguments = {"dataset_kwargs": {"transforms": transforms, "reward_shift": -1.0}, "n_offline_steps": 0}

@@ -212,6 +212,8 @@ def test_moving_steps_are_refused_where_there_are_none():
     dataset = walks([(5, 5)] * 4)
     with pytest.raises(DatasetError, match="Lower distance"):
         tf.MovingSteps()(dataset)
+    with pytest.raises(DatasetError, match="have to be the position"):  # though terminal steps would be left
+        tf.MovingSteps()(replace(dataset, terminations=dataset.truncations, truncations=dataset.terminations))
     with pytest.raises(DatasetError, match="start with the position"):
         tf.MovingSteps(entries=99)(dataset)
     for arguments in ({"distance": 0}, {"horizon": 0}, {"horizon": 1.5}, {"horizon": True}, {"entries": 0}):

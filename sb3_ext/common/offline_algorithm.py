@@ -16,7 +16,8 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.actions import action_size, encode_actions
@@ -221,9 +222,15 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 setattr(self, name, getattr(self.policy, name))
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
-        """As in SB3; a model that has collected nothing yet takes any number of environments."""
+        """
+        As in SB3; a model that has collected nothing yet takes any number of environments, and bounds and float types
+        of observations may differ: files in D4RL's layout name neither.
+        """
+        env = self._wrap_env(env, self.verbose)
+        if _are_alike(env.observation_space, self.observation_space):
+            env = _DeclaredSpace(env, self.observation_space)
         if self._n_collected == 0:
-            self.n_envs = self._wrap_env(env).num_envs
+            self.n_envs = env.num_envs
             if self.replay_buffer is not None and self.replay_buffer.n_envs != self.n_envs:
                 self.replay_buffer = None  # made anew when learning starts
         super().set_env(env, force_reset)
@@ -504,6 +511,28 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]
         return ["policy", *(f"{name}.optimizer" for name in names)], []
+
+
+def _are_alike(space: spaces.Space, other: spaces.Space) -> bool:
+    """Whether two spaces have vectors of floats of one length in them, and differ otherwise."""
+    return (
+        all(isinstance(one, spaces.Box) and np.issubdtype(one.dtype, np.floating) for one in (space, other))
+        and space.shape == other.shape
+        and space != other
+    )
+
+
+class _DeclaredSpace(VecEnvWrapper):
+    """An environment under the observation space that a model has; what stores its observations converts them."""
+
+    def __init__(self, venv: VecEnv, observation_space: spaces.Space):
+        super().__init__(venv, observation_space=observation_space)
+
+    def reset(self) -> VecEnvObs:
+        return self.venv.reset()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        return self.venv.step_wait()
 
 
 class _NoEnvironment(DummyVecEnv):

@@ -406,12 +406,12 @@ class MovingSteps(Transform):
         start = np.maximum(end - horizon + 1, first)
         moved = np.linalg.norm(positions[dataset.next_rows[end]] - positions[dataset.rows[start]], axis=1)
         is_moving = moved >= self.distance * (end - start + 1) / self.horizon
-        kept = is_moving | dataset.terminations[end]
-        if not kept.any():
+        if not is_moving.any():
             raise DatasetError(
-                f"{dataset.source}: no position moves by {self.distance} in {self.horizon} steps. Lower distance."
+                f"{dataset.source}: no position moves by {self.distance} in {self.horizon} steps. Lower distance; and "
+                f"the first entries={self.entries} of an observation have to be the position."
             )
-        return dataset.select(kept)
+        return dataset.select(is_moving | dataset.terminations[end])
 
 
 @dataclass(frozen=True)
