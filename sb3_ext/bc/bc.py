@@ -100,7 +100,8 @@ class BC(OfflineAlgorithm):
         raise ValueError("BC learns from its dataset alone: take AWAC or IQL to go on online, or n_offline_steps=None.")
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> dict[str, th.Tensor]:
-        loss = -cloning_log_prob(self.actor, batch, self.deterministic_actor).mean()
+        distribution = self.actor.distribution(batch.observations)
+        loss = -cloning_log_prob(distribution, batch.actions, self.deterministic_actor).mean()
         self.engine.minimize(loss, self.actor.optimizer)
         return {"bc_loss": loss.detach()}
 

@@ -188,7 +188,55 @@ class GaussianActor(TanhMeanActor):
         return super().forward(obs, deterministic or self.is_deterministic)
 
     def distribution(self, obs: PyTorchObs) -> ClampedNormal:
-        return ClampedNormal(self.mean(obs), self.log_std.clamp(GAUSSIAN_LOG_STD_MIN, GAUSSIAN_LOG_STD_MAX))
+        return self._around(self.mean(obs))
+
+    def _around(self, mean: th.Tensor) -> ClampedNormal:
+        return ClampedNormal(mean, self.log_std.clamp(GAUSSIAN_LOG_STD_MIN, GAUSSIAN_LOG_STD_MAX))
+
+
+class HierarchicalActor(GaussianActor):
+    """
+    Two networks, of where to go and of the action that leads there: the actor of HIQL (Park et al. 2023,
+    https://arxiv.org/abs/2307.11949). A subgoal is the way to what the first features will be some steps later, from
+    what they are now. Arguments are those of :class:`GaussianActor`, by keyword, and:
+
+    :param subgoal_entries: Number of features at the start that are the subgoal, such as 2 for x and y.
+    :raises ValueError: observations are no vectors, or have fewer entries.
+    """
+
+    def __init__(self, *, net_arch: list[int], features_dim: int, subgoal_entries: int = 2, **kwargs: Any):
+        space = kwargs["observation_space"]
+        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+            raise ValueError(f"Subgoals are entries of vector observations, not of {space}.")
+        if not 1 <= subgoal_entries <= features_dim:
+            raise ValueError(f"subgoal_entries={subgoal_entries} must be in [1, {features_dim}], the features.")
+        # Actions depend on features and subgoal
+        super().__init__(net_arch=net_arch, features_dim=features_dim + subgoal_entries, **kwargs)
+        self.subgoal_entries = subgoal_entries
+        activation_fn = kwargs.get("activation_fn", nn.ReLU)
+        self.subgoal_mlp = nn.Sequential(*create_mlp(subgoal_entries, subgoal_entries, net_arch, activation_fn))
+
+    def _features(self, obs: PyTorchObs) -> th.Tensor:
+        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
+        return self.extract_features(obs, self.features_extractor)
+
+    def subgoals(self, obs: PyTorchObs) -> th.Tensor:
+        """Where to go from observations of shape ``(batch, obs_dim)``, ``(batch, subgoal_entries)``."""
+        return self.subgoal_mlp(self._features(obs)[:, : self.subgoal_entries])
+
+    def subgoals_between(self, obs: PyTorchObs, later: PyTorchObs) -> th.Tensor:
+        """The way from observations to later ones, ``(batch, subgoal_entries)``."""
+        return (self._features(later) - self._features(obs))[:, : self.subgoal_entries]
+
+    def outputs(self, obs: PyTorchObs) -> th.Tensor:
+        return self._outputs_towards(obs, self.subgoals(obs))
+
+    def _outputs_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> th.Tensor:
+        return self.mlp(th.cat([self._features(obs), subgoals], dim=1))
+
+    def distribution_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> ClampedNormal:
+        """Of actions that lead to given subgoals, ``(batch, subgoal_entries)``."""
+        return self._around(th.tanh(self._outputs_towards(obs, subgoals)))
 
 
 class CategoricalActor(MlpActor):

@@ -16,12 +16,11 @@ from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 COLLAPSE = 0.02
 
 
-def cloning_log_prob(actor: CloningActor, batch: Samples, deterministic: bool) -> th.Tensor:
-    """Log-density of a batch's actions, or minus the squared distance from the actor's mean, ``(batch,)``."""
-    distribution = actor.distribution(batch.observations)
+def cloning_log_prob(distribution: Any, actions: th.Tensor, deterministic: bool) -> th.Tensor:
+    """Log-density of actions, or minus their squared distance from a distribution's mean, ``(batch,)``."""
     if deterministic:
-        return -(batch.actions - distribution.mode).square().sum(dim=-1)
-    return distribution.log_prob(batch.actions)
+        return -(actions - distribution.mode).square().sum(dim=-1)
+    return distribution.log_prob(actions)
 
 
 def set_deterministic(actor: CloningActor, deterministic: bool) -> None:
@@ -55,14 +54,17 @@ class WeightedCloningAlgorithm(OfflineActorCritic):
         """
         :param weights: ``(batch,)``, without a gradient
         """
-        loss = weighted_cloning_loss(cloning_log_prob(self.actor, batch, self.deterministic_actor), weights)
-        metrics = {
-            "actor_loss": loss.detach(),
+        distribution = self.actor.distribution(batch.observations)
+        log_probs = cloning_log_prob(distribution, batch.actions, self.deterministic_actor)
+        loss = weighted_cloning_loss(log_probs, weights)
+        return loss, {"actor_loss": loss.detach(), **self._weight_metrics(weights)}
+
+    def _weight_metrics(self, weights: th.Tensor) -> Scalars:
+        return {
             "weight_mean": weights.mean(),
             "weight_max": weights.max(),
             "effective_sample_size": effective_sample_size(weights),
         }
-        return loss, metrics
 
     def _log_metrics(self, metrics: Metrics) -> None:
         super()._log_metrics(metrics)

@@ -1,16 +1,24 @@
 """IQL: implicit Q-learning."""
 
+import math
 from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
+from sb3_ext.common.actors import HierarchicalActor
 from sb3_ext.common.buffers import Samples
-from sb3_ext.common.losses import expectile_loss, exponential_weights, td_target
-from sb3_ext.common.offline_policies import ValueCnnPolicy, ValueMultiInputPolicy, ValueNetwork, ValuePolicy
+from sb3_ext.common.losses import expectile_loss, exponential_weights, td_target, weighted_cloning_loss
+from sb3_ext.common.offline_policies import (
+    HierarchicalPolicy,
+    ValueCnnPolicy,
+    ValueMultiInputPolicy,
+    ValueNetwork,
+    ValuePolicy,
+)
 from sb3_ext.common.schedules import as_schedule
-from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
+from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm, cloning_log_prob
 from sb3_ext.datasets.load import DatasetLike
 
 
@@ -34,6 +42,19 @@ class IQL(WeightedCloningAlgorithm):
     the same n steps, and V is its own target. n steps show where the data were heading, which one action hardly does,
     at half the work. It needs an environment with little chance in it: V takes good luck for good actions.
 
+    ``policy="HierarchicalPolicy"`` takes this a step further, with two networks in the actor (Park et al. 2023, HIQL,
+    for a single task). The first entries of the observation, x and y of a walker, say, are where one can be; V depends
+    on them alone. One network learns where to be n steps later, by the weights above; the other one the actions that
+    lead from here to wherever the data went.
+
+    .. math::
+        L_\pi = \mathrm{mean} \left( \min(e^{\beta A}, w_{max}) \left\| g(x_t) - \Delta_t \right\|^2
+        - \log\pi(a_t | s_t, \Delta_t) \right), \quad \Delta_t = x_{t + n} - x_t
+
+    x are those entries. Where an episode ends before n steps, :math:`\Delta_t` is as much longer as steps are missing.
+    Unlike there, subgoals are differences of observations instead of learnt codes, and no V of subgoals weighs the
+    actions.
+
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
@@ -52,6 +73,7 @@ class IQL(WeightedCloningAlgorithm):
         "MlpPolicy": ValuePolicy,
         "CnnPolicy": ValueCnnPolicy,
         "MultiInputPolicy": ValueMultiInputPolicy,
+        "HierarchicalPolicy": HierarchicalPolicy,
     }
     value: ValueNetwork
 
@@ -90,6 +112,15 @@ class IQL(WeightedCloningAlgorithm):
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        if self._is_hierarchical and (self.action_values or self.n_steps < 2 or not 0 < self.gamma < 1):
+            raise ValueError(
+                "HierarchicalPolicy learns from where the data were n steps later: it needs action_values=False, "
+                f"n_steps of 20 to 50, say, and gamma in (0, 1), not action_values={self.action_values}, "
+                f"n_steps={self.n_steps} and gamma={self.gamma}."
+            )
+
     def _update_schedules(self) -> None:
         super()._update_schedules()
         if self.actor_learning_rate is not None:
@@ -125,10 +156,32 @@ class IQL(WeightedCloningAlgorithm):
         advantages = targets - self.value(batch.observations)
         value_loss = expectile_loss(advantages, self.expectile)
         advantages = advantages.detach().squeeze(1)
-        actor_loss, metrics = self._cloning_loss(batch, self._weights(advantages))
+        clone = self._hierarchical_loss if self._is_hierarchical else self._cloning_loss
+        actor_loss, metrics = clone(batch, self._weights(advantages))
         self.engine.minimize(value_loss, self.value.optimizer)
         self.engine.minimize(actor_loss, self.actor.optimizer)
         return {**metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
+
+    @property
+    def _is_hierarchical(self) -> bool:
+        return isinstance(self.actor, HierarchicalActor)
+
+    def _hierarchical_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
+        """
+        :param weights: ``(batch,)``, without a gradient
+        """
+        assert isinstance(self.actor, HierarchicalActor)
+        assert batch.discounts is not None
+        observations = batch.observations
+        steps = batch.discounts.log() / math.log(self.gamma)
+        subgoals = self.actor.subgoals_between(observations, batch.next_observations) * (self.n_steps / steps)
+        errors = (self.actor.subgoals(observations) - subgoals).square().sum(dim=1)
+        subgoal_loss = weighted_cloning_loss(-errors, weights)
+        # How to get somewhere is learnt from all ways, wherever they led
+        distribution = self.actor.distribution_towards(observations, subgoals)
+        actor_loss = -cloning_log_prob(distribution, batch.actions, self.deterministic_actor).mean()
+        metrics = {"actor_loss": actor_loss.detach(), "subgoal_loss": subgoal_loss.detach()}
+        return subgoal_loss + actor_loss, {**metrics, **self._weight_metrics(weights)}
 
     def _weights(self, advantages: th.Tensor) -> th.Tensor:
         if self.weight_temp == 0:
