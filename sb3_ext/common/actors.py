@@ -201,13 +201,15 @@ class HierarchicalActor(GaussianActor):
     what they are now. Arguments are those of :class:`GaussianActor`, by keyword, and:
 
     :param subgoal_entries: Number of features at the start that are the subgoal, such as 2 for x and y.
-    :raises ValueError: observations are no vectors, or have fewer entries.
+    :raises ValueError: observations are no vectors or have fewer entries, or actions are discrete.
     """
 
     def __init__(self, *, net_arch: list[int], features_dim: int, subgoal_entries: int = 2, **kwargs: Any):
-        space = kwargs["observation_space"]
+        space, actions = kwargs["observation_space"], kwargs["action_space"]
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"Subgoals are entries of vector observations, not of {space}.")
+            raise ValueError(f"Subgoals are entries of vector observations, not of {space}. Dicts: flatten_goals.")
+        if not isinstance(actions, spaces.Box):
+            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {actions}.")
         if not 1 <= subgoal_entries <= features_dim:
             raise ValueError(f"subgoal_entries={subgoal_entries} must be in [1, {features_dim}], the features.")
         # Actions depend on features and subgoal
