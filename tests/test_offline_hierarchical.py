@@ -108,6 +108,18 @@ def test_a_way_of_fewer_steps_is_as_much_longer(walks):
     th.testing.assert_close(taken["ways"], th.full((200, 2), 3.0))
 
 
+def test_one_step_is_a_way_too(walks):
+    model = make(walks, n_steps=1)
+    batch = model.dataset_buffer.sample(200)
+    assert batch.discounts is None
+    several = make(walks)
+    several.policy.load_state_dict(model.policy.state_dict())
+    several.n_steps = 1
+    as_discounted = batch._replace(discounts=th.full((200, 1), 0.9))
+    losses = [m._hierarchical_loss(b, th.ones(200))[0] for m, b in ((model, batch), (several, as_discounted))]
+    th.testing.assert_close(*losses)
+
+
 def test_values_and_subgoals_see_the_first_entries_alone(walks):
     model = make(walks)
     obs = th.randn(5, 3)
@@ -159,9 +171,8 @@ def test_is_an_algorithm_like_all(check, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"action_values": True}, "needs action_values=False"),
-        ({"n_steps": 1}, "n_steps of 20 to 50"),
-        ({"gamma": 1.0}, r"gamma in \(0, 1\)"),
+        ({"gamma": 1.0}, r"gamma=1.0 must be in \(0, 1\)"),
+        ({"gamma": 0.0}, r"gamma=0.0 must be in \(0, 1\)"),
         ({"policy_kwargs": {"subgoal_entries": 4}}, r"must be in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_entries": 0}}, r"must be in \[1, 3\]"),
     ],
@@ -169,6 +180,14 @@ def test_is_an_algorithm_like_all(check, tmp_path):
 def test_what_it_cannot_do_is_refused(walks, arguments, message):
     with pytest.raises(ValueError, match=message):
         make(walks, **arguments)
+
+
+def test_critics_are_warned_of_and_judge_all_the_same(walks):
+    with pytest.warns(UserWarning, match="action_values=False, with n_steps of"):
+        model = make(walks, action_values=True)
+    critics = [parameter.clone() for parameter in model.critic.parameters()]
+    model.learn(5)
+    assert all((a != b).any() for a, b in zip(critics, model.critic.parameters(), strict=True))
 
 
 def test_observations_and_actions_that_it_cannot_do_are_refused():

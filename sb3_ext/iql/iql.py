@@ -1,6 +1,7 @@
 """IQL: implicit Q-learning."""
 
 import math
+import warnings
 from typing import Any, ClassVar
 
 import torch as th
@@ -114,11 +115,15 @@ class IQL(WeightedCloningAlgorithm):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if self._is_hierarchical and (self.action_values or self.n_steps < 2 or not 0 < self.gamma < 1):
-            raise ValueError(
-                "HierarchicalPolicy learns from where the data were n steps later: it needs action_values=False, "
-                f"n_steps of 20 to 50, say, and gamma in (0, 1), not action_values={self.action_values}, "
-                f"n_steps={self.n_steps} and gamma={self.gamma}."
+        if not self._is_hierarchical:
+            return
+        if not 0 < self.gamma < 1:
+            raise ValueError(f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1).")
+        if self.action_values:
+            warnings.warn(
+                "HierarchicalPolicy weighs ways of n steps, and critics judge single actions: action_values=False, "
+                "with n_steps of 20 to 50, say, is what it is made for.",
+                stacklevel=2,
             )
 
     def _update_schedules(self) -> None:
@@ -171,9 +176,8 @@ class IQL(WeightedCloningAlgorithm):
         :param weights: ``(batch,)``, without a gradient
         """
         assert isinstance(self.actor, HierarchicalActor)
-        assert batch.discounts is not None
         observations = batch.observations
-        steps = batch.discounts.log() / math.log(self.gamma)
+        steps = 1.0 if batch.discounts is None else batch.discounts.log() / math.log(self.gamma)
         subgoals = self.actor.subgoals_between(observations, batch.next_observations) * (self.n_steps / steps)
         errors = (self.actor.subgoals(observations) - subgoals).square().sum(dim=1)
         subgoal_loss = weighted_cloning_loss(-errors, weights)
