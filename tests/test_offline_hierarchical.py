@@ -8,13 +8,22 @@ import pytest
 import torch as th
 from algo_checks import CHECKS
 from gymnasium import spaces
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from toy_envs import reach_demos
 
-from sb3_ext import BC, IQL
+from sb3_ext import AWAC, BC, IQL
+from sb3_ext.bc import pretrain
+from sb3_ext.common.offline_policies import HierarchicalPolicy
 from sb3_ext.datasets import load, save
 
 GOAL = np.array([0.7, 0.7])
 SPEED = 0.1
+
+
+class Learnt(BaseFeaturesExtractor):
+    def __init__(self, observation_space):
+        super().__init__(observation_space, 3)
 
 
 @pytest.fixture(scope="module")
@@ -68,16 +77,21 @@ def make(demos, env=None, policy_kwargs=None, **kwargs):
     )
 
 
-def test_loss_by_hand(walks):
-    model = make(walks, weight_temp=0.5, max_weight=2.0, expectile=0.8)
+@pytest.mark.parametrize("standardize", [False, True])
+def test_loss_by_hand(walks, standardize):
+    model = make(walks, weight_temp=0.5, max_weight=2.0, expectile=0.8, standardize_observations=standardize)
     batch = model.dataset_buffer.sample(64)
-    now, later = batch.observations, batch.next_observations
+    mean, std = walks.observations.mean(axis=0), walks.observations.std(axis=0) + 1e-3
+    now, later = (
+        th.tensor((obs.numpy() - mean) / std, dtype=th.float32) if standardize else obs
+        for obs in (batch.observations, batch.next_observations)
+    )
     # As the discount says; ways of fewer than 3 steps count as much more
     taken = sum(k * (batch.discounts - 0.9**k).abs().lt(1e-4).float() for k in (1, 2, 3))
     assert set(taken.flatten().tolist()) == {1.0, 2.0, 3.0}
     ways = (later - now)[:, :2] * 3 / taken
     with th.no_grad():
-        values, next_values = model.value(now), model.value(later)
+        values, next_values = model.value.v_network(now[:, :2]), model.value.v_network(later[:, :2])
         advantages = batch.rewards + batch.discounts * (1 - batch.dones) * next_values - values
         weights = (0.5 * advantages).exp().clamp(max=2.0)
         errors = (model.actor.subgoal_mlp(now[:, :2]) - ways).square().sum(dim=1)
@@ -158,6 +172,37 @@ def test_actions_that_ignore_the_subgoal_are_cloned(walks, deterministic_actor):
     assert metrics["actor_loss"].item() == pytest.approx(cloned.item(), rel=1e-5)
 
 
+def test_each_network_learns_from_its_part_of_the_loss(walks):
+    policy_kwargs = {"optimizer_class": th.optim.SGD}
+    model = make(walks, policy_kwargs=policy_kwargs, learning_rate=0.1, weight_temp=0.0)
+    batch = model.dataset_buffer.sample(64)
+    networks = {"subgoal": model.actor.subgoal_mlp, "actor": model.actor.mlp}
+    before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
+    steps = (batch.discounts.log() / math.log(0.9)).round()
+    ways = (batch.next_observations - batch.observations)[:, :2] * 3 / steps
+    losses = {
+        "subgoal": (model.actor.subgoals(batch.observations) - ways).square().sum(dim=1).mean(),
+        "actor": -model.actor.distribution_towards(batch.observations, ways).log_prob(batch.actions).mean(),
+    }
+    gradients = {name: th.autograd.grad(losses[name], list(network.parameters())) for name, network in networks.items()}
+    with model.engine.session():
+        model._update_without_critics(batch, None)
+    for name, network in networks.items():
+        for start, gradient, now in zip(before[name], gradients[name], network.parameters(), strict=True):
+            th.testing.assert_close(now, start - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_networks_are_those_asked_for_and_saved(walks, tmp_path):
+    model = make(walks, policy_kwargs={"subgoal_entries": 1, "activation_fn": th.nn.Tanh, "net_arch": [8, 9]})
+    layers = [type(layer) for layer in model.actor.subgoal_mlp]
+    assert layers == [th.nn.Linear, th.nn.Tanh, th.nn.Linear, th.nn.Tanh, th.nn.Linear]
+    assert [len(p) for p in model.actor.subgoal_mlp.parameters()] == [8, 8, 9, 9, 1, 1]
+    model.policy.save(tmp_path / "policy")
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    loaded = HierarchicalPolicy.load(tmp_path / "policy")
+    assert (loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
 def test_is_an_algorithm_like_all(check, tmp_path):
     save(reach_demos(8), tmp_path / "demos.hdf5")
@@ -173,8 +218,13 @@ def test_is_an_algorithm_like_all(check, tmp_path):
     [
         ({"gamma": 1.0}, r"gamma=1.0 must be in \(0, 1\)"),
         ({"gamma": 0.0}, r"gamma=0.0 must be in \(0, 1\)"),
-        ({"policy_kwargs": {"subgoal_entries": 4}}, r"must be in \[1, 3\]"),
-        ({"policy_kwargs": {"subgoal_entries": 0}}, r"must be in \[1, 3\]"),
+        ({"gamma": 1 - 1e-8}, "is neither 1 nor 0"),
+        ({"gamma": 0.01, "n_steps": 25}, "n_steps=25 is neither 1 nor 0"),
+        ({"replay_buffer_class": NStepReplayBuffer}, "leave replay_buffer_class out"),
+        ({"policy_kwargs": {"features_extractor_class": Learnt}}, "standardize_observations=True or VecNormalize"),
+        ({"policy_kwargs": {"subgoal_entries": 2.0}}, "must be a whole number"),
+        ({"policy_kwargs": {"subgoal_entries": 4}}, r"whole number in \[1, 3\]"),
+        ({"policy_kwargs": {"subgoal_entries": 0}}, r"whole number in \[1, 3\]"),
     ],
 )
 def test_what_it_cannot_do_is_refused(walks, arguments, message):
@@ -183,8 +233,9 @@ def test_what_it_cannot_do_is_refused(walks, arguments, message):
 
 
 def test_critics_are_warned_of_and_judge_all_the_same(walks):
-    with pytest.warns(UserWarning, match="action_values=False, with n_steps of"):
+    with pytest.warns(UserWarning, match="action_values=False, with n_steps of") as caught:
         model = make(walks, action_values=True)
+    assert caught[0].filename == __file__
     critics = [parameter.clone() for parameter in model.critic.parameters()]
     model.learn(5)
     assert all((a != b).any() for a, b in zip(critics, model.critic.parameters(), strict=True))
@@ -197,6 +248,13 @@ def test_observations_and_actions_that_it_cannot_do_are_refused():
     discrete = replace(demos, actions=np.zeros(len(demos), np.int64)).with_metadata(action_space=spaces.Discrete(2))
     with pytest.raises(ValueError, match="continuous actions"):
         make(discrete)
+
+
+def test_no_other_algorithm_trains_it(walks):
+    with pytest.raises(ValueError, match="AWAC learns no subgoals"):
+        AWAC(HierarchicalPolicy, None, walks, device="cpu")
+    with pytest.raises(ValueError, match="learns from where the data went"):
+        pretrain(make(walks), walks, steps=1)
 
 
 def share_that_arrives(model):

@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from stable_baselines3.sac.policies import Actor as SACActor
@@ -197,21 +197,27 @@ class GaussianActor(TanhMeanActor):
 class HierarchicalActor(GaussianActor):
     """
     Two networks, of where to go and of the action that leads there: the actor of HIQL (Park et al. 2023,
-    https://arxiv.org/abs/2307.11949). A subgoal is the way to what the first features will be some steps later, from
-    what they are now. Arguments are those of :class:`GaussianActor`, by keyword, and:
+    https://arxiv.org/abs/2307.11949). A subgoal is the difference between the first features some steps later and now.
+    Arguments are those of :class:`GaussianActor`, by keyword, and:
 
     :param subgoal_entries: Number of features at the start that are the subgoal, such as 2 for x and y.
-    :raises ValueError: observations are no vectors or have fewer entries, or actions are discrete.
+    :raises ValueError: observations are no vectors, have fewer entries or go through another network first, or actions
+        are discrete.
     """
 
     def __init__(self, *, net_arch: list[int], features_dim: int, subgoal_entries: int = 2, **kwargs: Any):
         space, actions = kwargs["observation_space"], kwargs["action_space"]
         if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"Subgoals are entries of vector observations, not of {space}. Dicts: flatten_goals.")
+            raise ValueError(f"Subgoals are entries of vector observations, not of {space}. Take another policy.")
         if not isinstance(actions, spaces.Box):
-            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {actions}.")
-        if not 1 <= subgoal_entries <= features_dim:
-            raise ValueError(f"subgoal_entries={subgoal_entries} must be in [1, {features_dim}], the features.")
+            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {actions}. Take MlpPolicy.")
+        if not isinstance(kwargs["features_extractor"], FlattenExtractor):
+            raise ValueError(
+                "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
+                "observations by standardize_observations=True or VecNormalize."
+            )
+        if not isinstance(subgoal_entries, int) or not 1 <= subgoal_entries <= features_dim:
+            raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {features_dim}].")
         # Actions depend on features and subgoal
         super().__init__(net_arch=net_arch, features_dim=features_dim + subgoal_entries, **kwargs)
         self.subgoal_entries = subgoal_entries
@@ -227,7 +233,7 @@ class HierarchicalActor(GaussianActor):
         return self.subgoal_mlp(self._features(obs)[:, : self.subgoal_entries])
 
     def subgoals_between(self, obs: PyTorchObs, later: PyTorchObs) -> th.Tensor:
-        """The way from observations to later ones, ``(batch, subgoal_entries)``."""
+        """What leads from observations to later ones, ``(batch, subgoal_entries)``."""
         return (self._features(later) - self._features(obs))[:, : self.subgoal_entries]
 
     def outputs(self, obs: PyTorchObs) -> th.Tensor:
@@ -239,6 +245,10 @@ class HierarchicalActor(GaussianActor):
     def distribution_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> ClampedNormal:
         """Of actions that lead to given subgoals, ``(batch, subgoal_entries)``."""
         return self._around(th.tanh(self._outputs_towards(obs, subgoals)))
+
+    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        # Maximised, it would make of subgoals whatever suits the actions
+        raise ValueError('HierarchicalPolicy learns from where the data went: IQL("HierarchicalPolicy", ...).learn().')
 
 
 class CategoricalActor(MlpActor):

@@ -95,9 +95,12 @@ class ValuePolicy(WeightedCloningPolicy):
 
 class HierarchicalPolicy(ValuePolicy):
     """
-    :class:`ValuePolicy` with a :class:`~sb3_ext.common.actors.HierarchicalActor`: where to go, and how.
+    :class:`ValuePolicy` with a :class:`~sb3_ext.common.actors.HierarchicalActor`: where to go, and how (Park et al.
+    2023, https://arxiv.org/abs/2307.11949). For vector observations and continuous actions.
 
-    :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, at least 1.
+    :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, at least 1. Values
+        depend on them alone.
+    :raises ValueError: see :class:`~sb3_ext.common.actors.HierarchicalActor`
     """
 
     actor_class = HierarchicalActor  # type: ignore[assignment]

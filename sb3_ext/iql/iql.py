@@ -5,6 +5,7 @@ import warnings
 from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
@@ -52,9 +53,9 @@ class IQL(WeightedCloningAlgorithm):
         L_\pi = \mathrm{mean} \left( \min(e^{\beta A}, w_{max}) \left\| g(x_t) - \Delta_t \right\|^2
         - \log\pi(a_t | s_t, \Delta_t) \right), \quad \Delta_t = x_{t + n} - x_t
 
-    x are those entries. Where an episode ends before n steps, :math:`\Delta_t` is as much longer as steps are missing.
-    Unlike there, subgoals are differences of observations instead of learnt codes, and no V of subgoals weighs the
-    actions.
+    x are those entries, two by default (``policy_kwargs=dict(subgoal_entries=2)``). Where an episode ends after k < n
+    steps, :math:`\Delta_t` is multiplied by n / k. Unlike there, subgoals are differences of observations instead of
+    learnt codes, and no V of subgoals weighs the actions.
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
@@ -68,6 +69,8 @@ class IQL(WeightedCloningAlgorithm):
     :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
         ``learning_rate`` if None.
     :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+    :raises ValueError: an argument is out of its range; ``HierarchicalPolicy`` needs a discount factor that tells steps
+        apart, vector observations and continuous actions.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -76,6 +79,7 @@ class IQL(WeightedCloningAlgorithm):
         "MultiInputPolicy": ValueMultiInputPolicy,
         "HierarchicalPolicy": HierarchicalPolicy,
     }
+    learns_subgoals = True
     value: ValueNetwork
 
     def __init__(
@@ -108,23 +112,36 @@ class IQL(WeightedCloningAlgorithm):
             raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
         if not isinstance(self.action_values, bool):
             raise ValueError(f"action_values={self.action_values!r} must be True or False.")
+        self._check_subgoals()
+        if self.action_values and issubclass(self.policy_class, HierarchicalPolicy):
+            warnings.warn(
+                "HierarchicalPolicy weighs ways of n steps, and critics judge single actions: action_values=False, "
+                "with n_steps of 20 to 50, say, is what it is made for.",
+                stacklevel=4,
+            )
         if not self.weight_temp >= 0 or not self.max_weight > 0:
             raise ValueError(
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
 
-    def _setup_model(self) -> None:
-        super()._setup_model()
-        if not self._is_hierarchical:
+    def _check_subgoals(self) -> None:
+        """
+        :raises ValueError: steps cannot be counted by their discounts
+        """
+        if not issubclass(self.policy_class, HierarchicalPolicy):
             return
-        if not 0 < self.gamma < 1:
-            raise ValueError(f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1).")
-        if self.action_values:
-            warnings.warn(
-                "HierarchicalPolicy weighs ways of n steps, and critics judge single actions: action_values=False, "
-                "with n_steps of 20 to 50, say, is what it is made for.",
-                stacklevel=2,
+        # Discounts are float32
+        if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
+            raise ValueError(
+                f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1), and far enough "
+                f"from both that gamma to the power of n_steps={self.n_steps} is neither 1 nor 0."
             )
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
+            raise ValueError(f"n_steps={self.n_steps} does what NStepReplayBuffer does: leave replay_buffer_class out.")
+
+    def _setup_model(self) -> None:
+        self._check_subgoals()
+        super()._setup_model()
 
     def _update_schedules(self) -> None:
         super()._update_schedules()
@@ -161,15 +178,12 @@ class IQL(WeightedCloningAlgorithm):
         advantages = targets - self.value(batch.observations)
         value_loss = expectile_loss(advantages, self.expectile)
         advantages = advantages.detach().squeeze(1)
-        clone = self._hierarchical_loss if self._is_hierarchical else self._cloning_loss
+        is_hierarchical = isinstance(self.actor, HierarchicalActor)
+        clone = self._hierarchical_loss if is_hierarchical else self._cloning_loss
         actor_loss, metrics = clone(batch, self._weights(advantages))
         self.engine.minimize(value_loss, self.value.optimizer)
         self.engine.minimize(actor_loss, self.actor.optimizer)
         return {**metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
-
-    @property
-    def _is_hierarchical(self) -> bool:
-        return isinstance(self.actor, HierarchicalActor)
 
     def _hierarchical_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """
@@ -177,7 +191,7 @@ class IQL(WeightedCloningAlgorithm):
         """
         assert isinstance(self.actor, HierarchicalActor)
         observations = batch.observations
-        steps = 1.0 if batch.discounts is None else batch.discounts.log() / math.log(self.gamma)
+        steps = 1.0 if batch.discounts is None else (batch.discounts.log() / math.log(self.gamma)).round()
         subgoals = self.actor.subgoals_between(observations, batch.next_observations) * (self.n_steps / steps)
         errors = (self.actor.subgoals(observations) - subgoals).square().sum(dim=1)
         subgoal_loss = weighted_cloning_loss(-errors, weights)
