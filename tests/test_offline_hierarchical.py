@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from toy_envs import reach_demos
 
-from sb3_ext import AWAC, BC, IQL
+from sb3_ext import AWAC, BC, IQL, CalQL, ReBRAC
 from sb3_ext.bc import pretrain
 from sb3_ext.common.offline_policies import HierarchicalPolicy
 from sb3_ext.datasets import load, save
@@ -123,7 +123,8 @@ def test_a_way_of_fewer_steps_is_as_much_longer(walks):
 
 
 def test_one_step_is_a_way_too(walks):
-    model = make(walks, n_steps=1)
+    with pytest.warns(UserWarning, match="n_steps=1 judge single actions"):
+        model = make(walks, n_steps=1)
     batch = model.dataset_buffer.sample(200)
     assert batch.discounts is None
     several = make(walks)
@@ -223,6 +224,7 @@ def test_is_an_algorithm_like_all(check, tmp_path):
         ({"replay_buffer_class": NStepReplayBuffer}, "leave replay_buffer_class out"),
         ({"policy_kwargs": {"features_extractor_class": Learnt}}, "standardize_observations=True or VecNormalize"),
         ({"policy_kwargs": {"subgoal_entries": 2.0}}, "must be a whole number"),
+        ({"policy_kwargs": {"subgoal_entries": True}}, "must be a whole number"),
         ({"policy_kwargs": {"subgoal_entries": 4}}, r"whole number in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_entries": 0}}, r"whole number in \[1, 3\]"),
     ],
@@ -251,8 +253,9 @@ def test_observations_and_actions_that_it_cannot_do_are_refused():
 
 
 def test_no_other_algorithm_trains_it(walks):
-    with pytest.raises(ValueError, match="AWAC learns no subgoals"):
-        AWAC(HierarchicalPolicy, None, walks, device="cpu")
+    for algorithm in (AWAC, BC, ReBRAC, CalQL):
+        with pytest.raises(ValueError, match=f"{algorithm.__name__} learns no subgoals"):
+            algorithm(HierarchicalPolicy, None, walks, device="cpu")
     with pytest.raises(ValueError, match="learns from where the data went"):
         pretrain(make(walks), walks, steps=1)
 

@@ -153,7 +153,7 @@ def online_table(dataset: str, curves: dict[str, list[Run]], n_offline: int) -> 
 
 
 def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
-    """One panel a dataset: means over seeds as far as all of them went, bands from the worst seed to the best."""
+    """One panel a dataset: means over seeds that came to their end, bands from the worst seed to the best."""
     if not results:
         return
     size = (4.6 * len(results) + 2, 4.2)
@@ -163,17 +163,16 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
     families = list(dict.fromkeys(name.removeprefix(PEER).split(",")[0] for name in names))
     for axis, (dataset, curves) in zip(axes[0], results.items(), strict=True):
         for algorithm, runs in curves.items():
-            length = min(len(run.steps) for run in runs)
-            steps = runs[0].steps[:length] / 1000
-            scores = np.stack([run.scores[:length] for run in runs])
+            runs = finished(runs)
+            steps, scores = runs[0].steps / 1000, np.stack([run.scores for run in runs])
             color = f"C{families.index(algorithm.removeprefix(PEER).split(',')[0])}"
             style = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
-            label = "BC, best episodes" if algorithm.startswith("BC,") else algorithm
+            label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
             axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, label=label)
             axis.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=color, alpha=0.12, linewidth=0)
         if dataset in n_offline:
             axis.axvline(n_offline[dataset] / 1000, color="black", linewidth=0.8)
-        seeds = sorted({len(runs) for runs in curves.values()})
+        seeds = sorted({len(finished(runs)) for runs in curves.values()})
         axis.set_title(f"{dataset} ({'-'.join(map(str, seeds))} seeds)", fontsize=10)
         kind = "gradient steps, then environment steps" if dataset in n_offline else "gradient steps"
         axis.set_xlabel(f"thousands of {kind}")

@@ -48,6 +48,11 @@ FALLS_END = (
     "moving_steps]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
+# IQL as published, where the configuration has a hierarchical policy: gradient steps, what differs
+FLAT_IQL = {
+    "antmaze-umaze": (20_000, ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1")),
+    "antmaze-medium-diverse": (40_000, ("n_steps=25", "dataset_kwargs={reward_shift: -1}")),
+}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
 IN_BF16 = "hopper-mixed/IQL"
@@ -78,9 +83,20 @@ class Plan:
     total: int
 
 
-def plan(dataset: str, algo: str, *arguments: str, script: str = "train.py", is_online: bool = False) -> Plan:
-    configs = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
-    n_timesteps = int(configs[ENVIRONMENTS[dataset]]["n_timesteps"])
+def plan(
+    dataset: str,
+    algo: str,
+    *arguments: str,
+    script: str = "train.py",
+    is_online: bool = False,
+    n_timesteps: int | None = None,
+) -> Plan:
+    """
+    :param n_timesteps: gradient steps; the configuration's if None
+    """
+    if n_timesteps is None:
+        configs = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
+        n_timesteps = int(configs[ENVIRONMENTS[dataset]]["n_timesteps"])
     steps, eval_freq, online = ONLINE_LENGTHS[dataset] if is_online else (n_timesteps, EVAL_FREQ, 0)
     lengths = ["--steps", str(steps), "--eval-freq", str(eval_freq)]
     if online > 0:
@@ -96,6 +112,10 @@ def plans() -> dict[str, Plan]:
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
+            if name == "IQL" and dataset in FLAT_IQL:
+                steps, changes = FLAT_IQL[dataset]
+                flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)
+                found[f"{dataset}/IQL, MlpPolicy"] = flat
             if f"{dataset}/{name}" == IN_BF16:
                 found[f"{IN_BF16}, bf16"] = plan(dataset, algo, "--set", "matmul_precision=bf16")
         for name, algo in PEERS.items():

@@ -216,7 +216,8 @@ class HierarchicalActor(GaussianActor):
                 "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
                 "observations by standardize_observations=True or VecNormalize."
             )
-        if not isinstance(subgoal_entries, int) or not 1 <= subgoal_entries <= features_dim:
+        is_int = isinstance(subgoal_entries, int) and not isinstance(subgoal_entries, bool)
+        if not is_int or not 1 <= subgoal_entries <= features_dim:
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {features_dim}].")
         # Actions depend on features and subgoal
         super().__init__(net_arch=net_arch, features_dim=features_dim + subgoal_entries, **kwargs)

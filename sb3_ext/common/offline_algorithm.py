@@ -21,6 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.actions import action_size, encode_actions
+from sb3_ext.common.actors import HierarchicalActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
@@ -92,6 +93,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Box,)
     # Standard normal arrays of shape (batch, action_size) that an update takes
     n_noise = 0
+    # Whether its loss has a part for the subgoals of a HierarchicalActor
+    learns_subgoals = False
     # Saved with the model
     _n_offline_done = 0
     _n_collected = 0
@@ -216,6 +219,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         if isinstance(self.learning_rate, str):
             self.learning_rate = as_schedule(self.learning_rate, "learning_rate")
         super()._setup_model()
+        if isinstance(getattr(self.policy, "actor", None), HierarchicalActor) and not self.learns_subgoals:
+            raise ValueError(f"{type(self).__name__} learns no subgoals: HierarchicalPolicy is IQL's.")
         self._convert_train_freq()
         for name in NETWORKS:
             if hasattr(self.policy, name):

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 
-from sb3_ext.common.actors import CloningActor, GaussianActor, HierarchicalActor
+from sb3_ext.common.actors import CloningActor, GaussianActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
@@ -44,14 +44,10 @@ class WeightedCloningAlgorithm(OfflineActorCritic):
     supported_action_spaces = (spaces.Box, spaces.Discrete)
     actor: CloningActor
     deterministic_actor: bool
-    # Whether its loss has a part for the subgoals of a HierarchicalActor
-    learns_subgoals = False
     _has_warned = False
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        if isinstance(self.actor, HierarchicalActor) and not self.learns_subgoals:
-            raise ValueError(f"{type(self).__name__} learns no subgoals: HierarchicalPolicy is IQL's.")
         set_deterministic(self.actor, self.deterministic_actor)
 
     def _cloning_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:

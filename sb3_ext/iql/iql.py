@@ -63,7 +63,7 @@ class IQL(WeightedCloningAlgorithm):
     :param expectile: Which expectile of the data's values V is, in (0, 1): 0.5 their mean, towards 1 the best.
     :param weight_temp: Inverse temperature :math:`\beta` of the weights, at least 0; 0 clones everything.
     :param max_weight: The greatest weight.
-    :param action_values: False for implicit V-learning, with ``n_steps`` of 10 to 50, say. The critics then stay as
+    :param action_values: False for implicit V-learning, with ``n_steps`` of 20 to 50, say. The critics then stay as
         they are: ``tau`` and what ``policy_kwargs`` says of them (``n_critics``, ``layer_norm``) have no effect.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
     :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
@@ -113,10 +113,11 @@ class IQL(WeightedCloningAlgorithm):
         if not isinstance(self.action_values, bool):
             raise ValueError(f"action_values={self.action_values!r} must be True or False.")
         self._check_subgoals()
-        if self.action_values and issubclass(self.policy_class, HierarchicalPolicy):
+        is_single_step = self.action_values or self.n_steps == 1
+        if is_single_step and issubclass(self.policy_class, HierarchicalPolicy):
             warnings.warn(
-                "HierarchicalPolicy weighs ways of n steps, and critics judge single actions: action_values=False, "
-                "with n_steps of 20 to 50, say, is what it is made for.",
+                "HierarchicalPolicy weighs ways of n steps, critics and n_steps=1 judge single actions: "
+                "action_values=False, with n_steps of 20 to 50, say, is what it is made for.",
                 stacklevel=4,
             )
         if not self.weight_temp >= 0 or not self.max_weight > 0:
