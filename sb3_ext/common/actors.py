@@ -98,8 +98,12 @@ class MlpActor(BasePolicy):
 
     def outputs(self, obs: PyTorchObs) -> th.Tensor:
         """Of the network, ``(batch, ...) -> (batch, action_size)``."""
+        return self.mlp(self._features(obs))
+
+    def _features(self, obs: PyTorchObs) -> th.Tensor:
+        """``(batch, ...) -> (batch, features_dim)``"""
         assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        return self.mlp(self.extract_features(obs, self.features_extractor))
+        return self.extract_features(obs, self.features_extractor)
 
     def distribution(self, obs: PyTorchObs) -> Any:
         """Action distribution at observations of shape ``(batch, ...)``."""
@@ -225,27 +229,27 @@ class HierarchicalActor(GaussianActor):
         activation_fn = kwargs.get("activation_fn", nn.ReLU)
         self.subgoal_mlp = nn.Sequential(*create_mlp(subgoal_entries, subgoal_entries, net_arch, activation_fn))
 
-    def _features(self, obs: PyTorchObs) -> th.Tensor:
-        assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        return self.extract_features(obs, self.features_extractor)
-
     def subgoals(self, obs: PyTorchObs) -> th.Tensor:
         """Where to go from observations of shape ``(batch, obs_dim)``, ``(batch, subgoal_entries)``."""
-        return self.subgoal_mlp(self._features(obs)[:, : self.subgoal_entries])
+        return self._subgoals(self._features(obs))
+
+    def _subgoals(self, features: th.Tensor) -> th.Tensor:
+        return self.subgoal_mlp(features[:, : self.subgoal_entries])
 
     def subgoals_between(self, obs: PyTorchObs, later: PyTorchObs) -> th.Tensor:
         """What leads from observations to later ones, ``(batch, subgoal_entries)``."""
         return (self._features(later) - self._features(obs))[:, : self.subgoal_entries]
 
     def outputs(self, obs: PyTorchObs) -> th.Tensor:
-        return self._outputs_towards(obs, self.subgoals(obs))
+        features = self._features(obs)
+        return self._outputs_towards(features, self._subgoals(features))
 
-    def _outputs_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> th.Tensor:
-        return self.mlp(th.cat([self._features(obs), subgoals], dim=1))
+    def _outputs_towards(self, features: th.Tensor, subgoals: th.Tensor) -> th.Tensor:
+        return self.mlp(th.cat([features, subgoals], dim=1))
 
     def distribution_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> ClampedNormal:
         """Of actions that lead to given subgoals, ``(batch, subgoal_entries)``."""
-        return self._around(th.tanh(self._outputs_towards(obs, subgoals)))
+        return self._around(th.tanh(self._outputs_towards(self._features(obs), subgoals)))
 
     def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
         # Maximised, it would make of subgoals whatever suits the actions

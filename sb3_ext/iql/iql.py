@@ -113,8 +113,7 @@ class IQL(WeightedCloningAlgorithm):
         if not isinstance(self.action_values, bool):
             raise ValueError(f"action_values={self.action_values!r} must be True or False.")
         self._check_subgoals()
-        is_single_step = self.action_values or self.n_steps == 1
-        if is_single_step and issubclass(self.policy_class, HierarchicalPolicy):
+        if self._is_hierarchical and (self.action_values or self.n_steps == 1):
             warnings.warn(
                 "HierarchicalPolicy weighs ways of n steps, critics and n_steps=1 judge single actions: "
                 "action_values=False, with n_steps of 20 to 50, say, is what it is made for.",
@@ -125,11 +124,15 @@ class IQL(WeightedCloningAlgorithm):
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
 
+    @property
+    def _is_hierarchical(self) -> bool:
+        return issubclass(self.policy_class, HierarchicalPolicy)
+
     def _check_subgoals(self) -> None:
         """
         :raises ValueError: steps cannot be counted by their discounts
         """
-        if not issubclass(self.policy_class, HierarchicalPolicy):
+        if not self._is_hierarchical:
             return
         # Discounts are float32
         if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
@@ -141,7 +144,7 @@ class IQL(WeightedCloningAlgorithm):
             raise ValueError(f"n_steps={self.n_steps} does what NStepReplayBuffer does: leave replay_buffer_class out.")
 
     def _setup_model(self) -> None:
-        self._check_subgoals()
+        self._check_subgoals()  # `load` may have changed them
         super()._setup_model()
 
     def _update_schedules(self) -> None:
@@ -179,8 +182,7 @@ class IQL(WeightedCloningAlgorithm):
         advantages = targets - self.value(batch.observations)
         value_loss = expectile_loss(advantages, self.expectile)
         advantages = advantages.detach().squeeze(1)
-        is_hierarchical = isinstance(self.actor, HierarchicalActor)
-        clone = self._hierarchical_loss if is_hierarchical else self._cloning_loss
+        clone = self._hierarchical_loss if self._is_hierarchical else self._cloning_loss
         actor_loss, metrics = clone(batch, self._weights(advantages))
         self.engine.minimize(value_loss, self.value.optimizer)
         self.engine.minimize(actor_loss, self.actor.optimizer)
