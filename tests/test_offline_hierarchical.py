@@ -1,6 +1,5 @@
-"""HierarchicalPolicy of IQL: where to be n steps later, and how to get there."""
+"""HierarchicalPolicy: where to be n steps later, and how to get there."""
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +11,10 @@ from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from toy_envs import reach_demos
 
-from sb3_ext import AWAC, BC, IQL, CalQL, ReBRAC
+from sb3_ext import AWAC, BC, EDAC, IQL, CalQL, ReBRAC
 from sb3_ext.bc import pretrain
-from sb3_ext.common.offline_policies import HierarchicalPolicy
 from sb3_ext.datasets import load, save
+from sb3_ext.iql import HierarchicalPolicy
 
 GOAL = np.array([0.7, 0.7])
 SPEED = 0.1
@@ -58,16 +57,27 @@ def walks():
     return load({**columns, **flags}).with_metadata(observation_space=box, action_space=action_space)
 
 
-def make(demos, env=None, policy_kwargs=None, **kwargs):
-    return IQL(
-        "HierarchicalPolicy",
+# What each needs besides
+ALGORITHMS = {
+    AWAC: {},
+    IQL: {"action_values": False},
+    ReBRAC: {"critic_bc_coef": 0.0},
+    CalQL: {"n_actions": 2},
+    EDAC: {"n_critics": 2},
+}
+EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
+    return algorithm(
+        kwargs.pop("policy", "HierarchicalPolicy"),
         env,
         demos,
         **{
-            "action_values": False,
+            **ALGORITHMS[algorithm],
             "n_steps": 3,
             "gamma": 0.9,
-            "policy_kwargs": {"net_arch": [16], "subgoal_entries": 2, **(policy_kwargs or {})},
+            "policy_kwargs": {"net_arch": [16], **(policy_kwargs or {})},
             "batch_size": 16,
             "seed": 0,
             "device": "cpu",
@@ -77,139 +87,213 @@ def make(demos, env=None, policy_kwargs=None, **kwargs):
     )
 
 
+def draw(model, size):
+    """One batch, ``(1, size, ...)``, and noise."""
+    return model._sample_batches(model.dataset_buffer, 1, size), model._noise(1, size)
+
+
+def steps_of(batch):
+    """As discounts of 0.9 say."""
+    return sum(k * (batch.discounts - 0.9**k).abs().lt(1e-4).float() for k in (1, 2, 3))
+
+
 @pytest.mark.parametrize("standardize", [False, True])
 def test_loss_by_hand(walks, standardize):
     model = make(walks, weight_temp=0.5, max_weight=2.0, expectile=0.8, standardize_observations=standardize)
-    batch = model.dataset_buffer.sample(64)
+    batches, _ = draw(model, 64)
+    batch = batches._replace(**{name: x[0] for name, x in batches._asdict().items() if x is not None})
     mean, std = walks.observations.mean(axis=0), walks.observations.std(axis=0) + 1e-3
     now, later = (
         th.tensor((obs.numpy() - mean) / std, dtype=th.float32) if standardize else obs
         for obs in (batch.observations, batch.next_observations)
     )
-    # As the discount says; ways of fewer than 3 steps count as much more
-    taken = sum(k * (batch.discounts - 0.9**k).abs().lt(1e-4).float() for k in (1, 2, 3))
+    # Ways of fewer than 3 steps count as much more
+    taken = steps_of(batch)
     assert set(taken.flatten().tolist()) == {1.0, 2.0, 3.0}
-    ways = (later - now)[:, :2] * 3 / taken
+    subgoals = ((later - now)[:, :2] * 3 / taken / model.policy.subgoal_scale).clamp(-1, 1)
     with th.no_grad():
         values, next_values = model.value.v_network(now[:, :2]), model.value.v_network(later[:, :2])
         advantages = batch.rewards + batch.discounts * (1 - batch.dones) * next_values - values
         weights = (0.5 * advantages).exp().clamp(max=2.0)
-        errors = (model.actor.subgoal_mlp(now[:, :2]) - ways).square().sum(dim=1)
-        means = th.tanh(model.actor.mlp(th.cat([now, ways], dim=1)))
+        where_to = th.distributions.Normal(th.tanh(model.actor.mlp(now[:, :2])), 1.0).log_prob(subgoals).sum(dim=1)
+        means = th.tanh(model.low_level.mlp(th.cat([now, subgoals], dim=1)))
         log_probs = th.distributions.Normal(means, 1.0).log_prob(batch.actions).sum(dim=1)
         value_loss = (th.where(advantages < 0, 0.2, 0.8) * advantages**2).mean()
-    with model.engine.session():
-        metrics = model._update_without_critics(batch, None)
-    assert metrics["subgoal_loss"].item() == pytest.approx((weights.squeeze(1) * errors).mean().item(), rel=1e-4)
-    assert metrics["actor_loss"].item() == pytest.approx(-log_probs.mean().item(), rel=1e-4)
-    assert metrics["value_loss"].item() == pytest.approx(value_loss.item(), rel=1e-4)
-    assert metrics["weight_mean"].item() == pytest.approx(weights.mean().item(), rel=1e-4)
+    metrics = model._run_updates(batches, None).means()
+    assert metrics["actor_loss"] == pytest.approx(-(weights.squeeze(1) * where_to).mean().item(), rel=1e-4)
+    assert metrics["low_level_loss"] == pytest.approx(-log_probs.mean().item(), rel=1e-4)
+    assert metrics["value_loss"] == pytest.approx(value_loss.item(), rel=1e-4)
+    assert metrics["weight_mean"] == pytest.approx(weights.mean().item(), rel=1e-4)
 
 
-def test_a_way_of_fewer_steps_is_as_much_longer(walks):
-    model = make(walks)
-    taken = {}
-    model.actor.subgoals = lambda obs: taken.setdefault("predicted", th.zeros(len(obs), 2))
-    towards = model.actor.distribution_towards
-    model.actor.distribution_towards = lambda obs, ways: taken.setdefault("ways", ways) is None or towards(obs, ways)
-    batch = model.dataset_buffer.sample(200)
-    # One metre a step, however many steps there were
-    steps = (batch.discounts.log() / math.log(0.9)).round()
-    later = batch.observations.clone()
-    later[:, :2] += steps
-    model._hierarchical_loss(batch._replace(next_observations=later), th.ones(200))
-    assert set(steps.flatten().tolist()) == {1.0, 2.0, 3.0}
-    th.testing.assert_close(taken["ways"], th.full((200, 2), 3.0))
+@EVERY
+def test_the_high_level_is_the_algorithm_itself_on_subgoals(walks, algorithm):
+    model = make(walks, algorithm=algorithm, standardize_observations=True)
+    of_subgoals = walks.with_metadata(observation_space=spaces.Box(-np.inf, np.inf, (2,), np.float32))
+    of_subgoals = replace(of_subgoals, frames=walks.frames[:, :2])
+    flat = make(of_subgoals, algorithm=algorithm, policy="MlpPolicy")
+    flat.policy.load_state_dict(model.policy.high_level.state_dict())
+    for _ in range(2):  # ReBRAC's actor learns at each second update
+        batches, noise = draw(model, 32)
+        now, later = model.policy.features(batches.observations), model.policy.features(batches.next_observations)
+        ways = (later - now)[..., :2] * 3 / steps_of(batches)
+        replaced = {"observations": now[..., :2], "next_observations": later[..., :2]}
+        if algorithm is ReBRAC:
+            nothing = th.zeros_like(ways)
+            batches_of_flat = flat._sample_batches(flat.dataset_buffer, 1, 32)
+            replaced |= {"next_actions": nothing, "has_next_action": nothing[..., :1]}
+            same = {name: getattr(batches, name) for name in ("dones", "rewards", "discounts")}
+            its = batches_of_flat._replace(actions=model.policy.subgoals(ways), **same, **replaced)
+        else:
+            its = batches._replace(actions=model.policy.subgoals(ways), **replaced)
+        flat._run_updates(its, noise)
+        model._run_updates(batches, noise)
+    learnt = model.policy.high_level.state_dict()
+    for name, weights in flat.policy.state_dict().items():
+        th.testing.assert_close(learnt[name], weights, rtol=1e-5, atol=1e-6)
 
 
-def test_one_step_is_a_way_too(walks):
-    with pytest.warns(UserWarning, match="n_steps=1 judge single actions"):
-        model = make(walks, n_steps=1)
-    batch = model.dataset_buffer.sample(200)
-    assert batch.discounts is None
-    several = make(walks)
-    several.policy.load_state_dict(model.policy.state_dict())
-    several.n_steps = 1
-    as_discounted = batch._replace(discounts=th.full((200, 1), 0.9))
-    losses = [m._hierarchical_loss(b, th.ones(200))[0] for m, b in ((model, batch), (several, as_discounted))]
-    th.testing.assert_close(*losses)
-
-
-def test_values_and_subgoals_see_the_first_entries_alone(walks):
-    model = make(walks)
-    obs = th.randn(5, 3)
-    other = obs.clone()
-    other[:, 2:] += 1
-    for network in (model.value, model.actor.subgoals):
-        assert (network(obs) == network(other)).all()
-        assert (network(obs) != network(obs + 1)).all()
-    assert (model.actor(obs, deterministic=True) != model.actor(other, deterministic=True)).any()
-
-
-def test_actions_lead_to_the_subgoal_that_the_policy_has(walks):
-    model = make(walks)
-    obs = th.randn(5, 3)
-    expected = model.actor.distribution_towards(obs, model.actor.subgoals(obs)).mode
-    assert (model.actor(obs, deterministic=True) == expected).all()
-    assert (model.actor.distribution_towards(obs, model.actor.subgoals(obs) + 1).mode != expected).any()
-
-
-@pytest.mark.parametrize("deterministic_actor", [False, True])
-def test_actions_that_ignore_the_subgoal_are_cloned(walks, deterministic_actor):
-    model = make(walks, deterministic_actor=deterministic_actor)
+@EVERY
+def test_actions_that_ignore_the_subgoal_are_cloned(walks, algorithm):
+    model = make(walks, algorithm=algorithm)
     clone = BC("MlpPolicy", None, walks, policy_kwargs={"net_arch": [16]}, seed=1, device="cpu", update_backend="eager")
-    clone.actor.is_deterministic = model.actor.is_deterministic
-    clone.deterministic_actor = deterministic_actor
-    first, *others = model.actor.mlp.state_dict().values()
+    assert model.low_level.is_deterministic == (algorithm is ReBRAC)
+    clone.actor.is_deterministic = clone.deterministic_actor = model.low_level.is_deterministic
+    first, *others = model.low_level.mlp.state_dict().values()
     with th.no_grad():
         first[:, 3:] = 0
         weights = [first[:, :3], *others]
         for mine, its in zip(weights, clone.actor.mlp.state_dict().values(), strict=True):
             its.copy_(mine)
-    batch = model.dataset_buffer.sample(32)
-    with clone.engine.session():
-        cloned = clone._update(batch, None)["bc_loss"]
-    _, metrics = model._hierarchical_loss(batch, th.ones(32))
-    assert metrics["actor_loss"].item() == pytest.approx(cloned.item(), rel=1e-5)
+    batches, noise = draw(model, 32)
+    cloned = clone._run_updates(batches, None).means()["bc_loss"]
+    assert model._run_updates(batches, noise).means()["low_level_loss"] == pytest.approx(cloned, rel=1e-5)
+    for mine, its in zip(others, list(clone.actor.mlp.state_dict().values())[1:], strict=True):
+        th.testing.assert_close(mine, its)
 
 
-def test_each_network_learns_from_its_part_of_the_loss(walks):
-    policy_kwargs = {"optimizer_class": th.optim.SGD}
-    model = make(walks, policy_kwargs=policy_kwargs, learning_rate=0.1, weight_temp=0.0)
-    batch = model.dataset_buffer.sample(64)
-    networks = {"subgoal": model.actor.subgoal_mlp, "actor": model.actor.mlp}
-    before = {name: [p.detach().clone() for p in network.parameters()] for name, network in networks.items()}
-    steps = (batch.discounts.log() / math.log(0.9)).round()
-    ways = (batch.next_observations - batch.observations)[:, :2] * 3 / steps
-    losses = {
-        "subgoal": (model.actor.subgoals(batch.observations) - ways).square().sum(dim=1).mean(),
-        "actor": -model.actor.distribution_towards(batch.observations, ways).log_prob(batch.actions).mean(),
-    }
-    gradients = {name: th.autograd.grad(losses[name], list(network.parameters())) for name, network in networks.items()}
-    with model.engine.session():
-        model._update_without_critics(batch, None)
-    for name, network in networks.items():
-        for start, gradient, now in zip(before[name], gradients[name], network.parameters(), strict=True):
-            th.testing.assert_close(now, start - 0.1 * gradient, rtol=1e-4, atol=1e-6)
+def test_regresses_where_the_actor_does(walks):
+    assert make(walks, deterministic_actor=True).low_level.is_deterministic
+    assert not make(walks).low_level.is_deterministic
+
+
+def test_a_way_of_fewer_steps_is_as_much_longer(walks):
+    model = make(walks)
+    batches, _ = draw(model, 200)
+    # One metre a step, however many steps there were
+    later = batches.observations.clone()
+    later[..., :2] += steps_of(batches)
+    assert set(steps_of(batches).flatten().tolist()) == {1.0, 2.0, 3.0}
+    _, _, ways = model._ways(batches._replace(next_observations=later))
+    th.testing.assert_close(ways, th.full((1, 200, 2), 3.0))
+
+
+def test_one_step_is_a_way_too(walks):
+    model = make(walks, n_steps=1)
+    batches, _ = draw(model, 20)
+    assert batches.discounts is None
+    _, _, ways = model._ways(batches)
+    th.testing.assert_close(ways, (batches.next_observations - batches.observations)[..., :2])
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+def test_nearly_all_ways_are_within_the_limits(walks, standardize):
+    model = make(walks, standardize_observations=standardize)
+    batches, _ = draw(model, 20_000)
+    _, _, ways = model._ways(batches)
+    outside = (ways.abs() > model.policy.subgoal_scale).float().mean(dim=1)
+    assert (outside < 0.004).all()
+    # and not by far
+    assert (ways.abs().quantile(0.99, dim=1) > 0.8 * model.policy.subgoal_scale).all()
+    assert model.policy.subgoals(ways * 100).abs().max() == 1
+
+
+def test_subgoals_are_of_the_same_size_ever_after(walks, tmp_path):
+    model = make(walks)
+    scale = model.policy.subgoal_scale.clone()
+    model.save(tmp_path / "model")
+    larger = replace(walks, frames=walks.frames * 3)
+    loaded = IQL.load(tmp_path / "model", dataset=larger)
+    loaded.learn(2)
+    th.testing.assert_close(loaded.policy.subgoal_scale, scale)
+    assert (make(larger).policy.subgoal_scale > 2 * scale).all()
+
+
+def test_the_high_level_sees_the_first_entries_alone(walks):
+    model = make(walks)
+    obs = th.randn(5, 3)
+    other = obs.clone()
+    other[:, 2:] += 1
+    policy = model.policy
+    assert (policy.where(policy.features(obs)) == policy.where(policy.features(other))).all()
+    assert (policy(obs, deterministic=True) != policy(other, deterministic=True)).any()
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_actions_lead_to_the_subgoal_that_the_policy_has(walks, deterministic):
+    model = make(walks, standardize_observations=True)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    features = model.policy.features(th.tensor(obs))
+    with th.no_grad():
+        subgoals = model.actor(features[:, :2], deterministic=True)
+        th.manual_seed(0)
+        expected = model.low_level(th.cat([features, subgoals], dim=1), deterministic).clamp(-1, 1)
+        other = model.low_level(th.cat([features, -subgoals], dim=1), deterministic=True)
+    th.manual_seed(0)
+    actions = model.predict(obs, deterministic=deterministic)[0]
+    np.testing.assert_allclose(actions, expected, rtol=1e-6)
+    assert (actions != other.numpy()).any()
 
 
 def test_networks_are_those_asked_for_and_saved(walks, tmp_path):
-    model = make(walks, policy_kwargs={"subgoal_entries": 1, "activation_fn": th.nn.Tanh, "net_arch": [8, 9]})
-    layers = [type(layer) for layer in model.actor.subgoal_mlp]
-    assert layers == [th.nn.Linear, th.nn.Tanh, th.nn.Linear, th.nn.Tanh, th.nn.Linear]
-    assert [len(p) for p in model.actor.subgoal_mlp.parameters()] == [8, 8, 9, 9, 1, 1]
+    model = make(
+        walks,
+        policy_kwargs={
+            "subgoal_entries": 1,
+            "activation_fn": th.nn.Tanh,
+            "net_arch": [8, 9],
+            "low_level_net_arch": [7],
+            "n_critics": 3,
+            "optimizer_class": th.optim.SGD,
+        },
+    )
+    for network in (model.actor.mlp, model.value.v_network):
+        assert [type(layer) for layer in network] == [th.nn.Linear, th.nn.Tanh, th.nn.Linear, th.nn.Tanh, th.nn.Linear]
+        assert [len(p) for p in network.parameters()] == [8, 8, 9, 9, 1, 1]
+    assert [len(p) for p in model.low_level.mlp.parameters()] == [7, 7, 2, 2]
+    assert model.critic.n_critics == 3
+    assert isinstance(model.low_level.optimizer, th.optim.SGD)
     model.policy.save(tmp_path / "policy")
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     loaded = HierarchicalPolicy.load(tmp_path / "policy")
     assert (loaded.predict(obs, deterministic=True)[0] == model.predict(obs, deterministic=True)[0]).all()
+    # as large as the high level's actor
+    assert [len(p) for p in make(walks).low_level.mlp.parameters()] == [16, 16, 2, 2]
+    arch = {"net_arch": {"pi": [4], "qf": [5]}}
+    assert [len(p) for p in make(walks, policy_kwargs=arch, algorithm=AWAC).low_level.mlp.parameters()] == [4, 4, 2, 2]
 
 
+def test_all_of_it_learns_at_the_actors_rate(walks):
+    model = make(walks, actor_learning_rate="lin_1e-2", learning_rate=1e-3)
+    model.learn(2)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in (model.low_level.optimizer, model.actor.optimizer)]
+    assert rates == [1e-2, 1e-2]
+    assert model.value.optimizer.param_groups[0]["lr"] == 1e-3
+
+
+def test_entropy_aims_at_the_subgoals_dimensions():
+    model = make(reach_demos(4), algorithm=CalQL, policy_kwargs={"subgoal_entries": 1})
+    assert model.target_entropy == -1
+
+
+@EVERY
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
-def test_is_an_algorithm_like_all(check, tmp_path):
+def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
     save(reach_demos(8), tmp_path / "demos.hdf5")
 
     def make_online(env, **kwargs):
-        return make(str(tmp_path / "demos.hdf5"), env, n_offline_steps=0, learning_starts=10, **kwargs)
+        where = {"n_offline_steps": 0, "learning_starts": 10, "algorithm": algorithm}
+        return make(str(tmp_path / "demos.hdf5"), env, **where, **kwargs)
 
     check(make_online, tmp_path)
 
@@ -227,6 +311,7 @@ def test_is_an_algorithm_like_all(check, tmp_path):
         ({"policy_kwargs": {"subgoal_entries": True}}, "must be a whole number"),
         ({"policy_kwargs": {"subgoal_entries": 4}}, r"whole number in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_entries": 0}}, r"whole number in \[1, 3\]"),
+        ({"algorithm": ReBRAC, "critic_bc_coef": 0.01}, "critic_bc_coef=0 with HierarchicalPolicy"),
     ],
 )
 def test_what_it_cannot_do_is_refused(walks, arguments, message):
@@ -234,10 +319,16 @@ def test_what_it_cannot_do_is_refused(walks, arguments, message):
         make(walks, **arguments)
 
 
-def test_critics_are_warned_of_and_judge_all_the_same(walks):
-    with pytest.warns(UserWarning, match="action_values=False, with n_steps of") as caught:
-        model = make(walks, action_values=True)
-    assert caught[0].filename == __file__
+def test_entries_that_never_change_are_no_subgoals(walks):
+    with pytest.raises(ValueError, match="those never change"):
+        make(replace(walks, frames=walks.frames * np.float32([0, 0, 1])))
+    model = make(replace(walks, frames=walks.frames * np.float32([1, 0, 1])))
+    assert model.policy.subgoal_scale[1] == 1
+    assert np.isfinite(model.learn(2).predict(np.zeros((1, 3), np.float32))[0]).all()
+
+
+def test_critics_of_iql_judge_subgoals(walks):
+    model = make(walks, action_values=True)
     critics = [parameter.clone() for parameter in model.critic.parameters()]
     model.learn(5)
     assert all((a != b).any() for a, b in zip(critics, model.critic.parameters(), strict=True))
@@ -254,9 +345,9 @@ def test_observations_and_actions_that_it_cannot_do_are_refused():
 
 def test_no_other_algorithm_trains_it(walks):
     for algorithm in (AWAC, BC, ReBRAC, CalQL):
-        with pytest.raises(ValueError, match=f"{algorithm.__name__} learns no subgoals"):
+        with pytest.raises(ValueError, match=f"{algorithm.__name__} does not learn with that HierarchicalPolicy"):
             algorithm(HierarchicalPolicy, None, walks, device="cpu")
-    with pytest.raises(ValueError, match="learns from where the data went"):
+    with pytest.raises(TypeError, match="learns from where the data went"):
         pretrain(make(walks), walks, steps=1)
 
 
@@ -270,12 +361,25 @@ def share_that_arrives(model):
     return arrived.mean()
 
 
-def test_learns_to_get_somewhere_from_ways_to_anywhere(walks):
-    learning = {"learning_rate": "cos_3e-3", "batch_size": 128, "n_steps": 5, "gamma": 0.97, "expectile": 0.9}
+# With rewards at the goal alone: values start at 0, and where there are no data that had better not be too much
+LEARNING = {
+    AWAC: {"awac_lambda": 0.1},
+    IQL: {"weight_temp": 10.0, "expectile": 0.9},
+    ReBRAC: {"actor_bc_coef": 0.1},
+    CalQL: {"cql_alpha": 0.2, "n_actions": 4},
+}
+
+
+@pytest.mark.parametrize("algorithm", LEARNING)
+def test_learns_to_get_somewhere_from_ways_to_anywhere(walks, algorithm):
+    learning = {"learning_rate": "cos_3e-3", "batch_size": 128, "n_steps": 5, "gamma": 0.97, "tau": 0.02}
+    at_the_goal = replace(walks, rewards=walks.rewards + 1)
     policy_kwargs = {"net_arch": [32, 32]}
-    weighted, cloned = (
-        make(walks, policy_kwargs=policy_kwargs, weight_temp=weight_temp, **learning).learn(2000)
-        for weight_temp in (1.0, 0.0)
-    )
-    assert share_that_arrives(weighted) > 0.9
-    assert share_that_arrives(cloned) < 0.6  # the mean of all ways
+    model = make(at_the_goal, algorithm=algorithm, policy_kwargs=policy_kwargs, **learning, **LEARNING[algorithm])
+    assert share_that_arrives(model.learn(5000)) > 0.8
+
+
+def test_the_mean_of_all_ways_leads_nowhere(walks):
+    learning = {"learning_rate": "cos_3e-3", "batch_size": 128, "n_steps": 5, "gamma": 0.97, "weight_temp": 0.0}
+    model = make(walks, policy_kwargs={"net_arch": [32, 32]}, **learning)
+    assert share_that_arrives(model.learn(2000)) < 0.6

@@ -1,4 +1,5 @@
 from sb3_ext.awac.awac import AWAC
+from sb3_ext.common.hierarchical_policy import HierarchicalWeightedCloningPolicy as HierarchicalPolicy
 from sb3_ext.common.offline_policies import (
     WeightedCloningCnnPolicy,
     WeightedCloningMultiInputPolicy,
@@ -11,4 +12,4 @@ CnnPolicy, MlpPolicy, MultiInputPolicy = (
     WeightedCloningMultiInputPolicy,
 )
 
-__all__ = ["AWAC", "CnnPolicy", "MlpPolicy", "MultiInputPolicy"]
+__all__ = ["AWAC", "CnnPolicy", "HierarchicalPolicy", "MlpPolicy", "MultiInputPolicy"]

@@ -7,6 +7,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_ext.common.buffers import Samples
+from sb3_ext.common.hierarchical_policy import HierarchicalWeightedCloningPolicy
 from sb3_ext.common.losses import exponential_weights, softmax_weights
 from sb3_ext.common.offline_policies import (
     WeightedCloningCnnPolicy,
@@ -43,6 +44,7 @@ class AWAC(WeightedCloningAlgorithm):
         "MlpPolicy": WeightedCloningPolicy,
         "CnnPolicy": WeightedCloningCnnPolicy,
         "MultiInputPolicy": WeightedCloningMultiInputPolicy,
+        "HierarchicalPolicy": HierarchicalWeightedCloningPolicy,
     }
 
     def __init__(

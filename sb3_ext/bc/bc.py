@@ -8,11 +8,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_ext.common.actors import CloningActor
+from sb3_ext.common.actors import CloningActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.offline_policies import CloningCnnPolicy, CloningMultiInputPolicy, CloningPolicy
-from sb3_ext.common.weighted_cloning import cloning_log_prob, set_deterministic
 from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike
 from sb3_ext.datasets.transforms import TopEpisodes

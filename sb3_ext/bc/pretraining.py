@@ -16,6 +16,7 @@ from torch import nn
 from sb3_ext.common.actors import CLONING_MIN_LOG_STD, DeterministicActor
 from sb3_ext.common.buffers import DatasetBuffer
 from sb3_ext.common.densities import acting_part, action_log_prob, has_density
+from sb3_ext.common.hierarchical_policy import HierarchicalPolicy
 from sb3_ext.common.losses import behaviour_cloning_loss, large_margin_loss
 from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.datasets.dataset import Dataset
@@ -153,6 +154,10 @@ def cloning_loss(policy: BasePolicy) -> CloningLoss:
         return lambda obs, actions: large_margin_loss(policy.quantile_net(obs).mean(dim=1), actions.long(), MARGIN)
     if isinstance(policy, DQNPolicy):
         return lambda obs, actions: large_margin_loss(policy.q_net(obs), actions.long(), MARGIN)
+    if isinstance(policy, HierarchicalPolicy):
+        raise TypeError(
+            "HierarchicalPolicy learns from where the data went: algorithm('HierarchicalPolicy', ...).learn()."
+        )
     actor = acting_part(policy)
     if isinstance(actor, (TD3Actor, DeterministicActor)):
         return lambda obs, actions: (actor(obs) - actions).square().sum(dim=1).mean()

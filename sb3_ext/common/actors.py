@@ -5,7 +5,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, create_mlp
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, create_mlp
 from stable_baselines3.common.type_aliases import PyTorchObs
 from stable_baselines3.sac.policies import LOG_STD_MAX, LOG_STD_MIN
 from stable_baselines3.sac.policies import Actor as SACActor
@@ -98,12 +98,8 @@ class MlpActor(BasePolicy):
 
     def outputs(self, obs: PyTorchObs) -> th.Tensor:
         """Of the network, ``(batch, ...) -> (batch, action_size)``."""
-        return self.mlp(self._features(obs))
-
-    def _features(self, obs: PyTorchObs) -> th.Tensor:
-        """``(batch, ...) -> (batch, features_dim)``"""
         assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        return self.extract_features(obs, self.features_extractor)
+        return self.mlp(self.extract_features(obs, self.features_extractor))
 
     def distribution(self, obs: PyTorchObs) -> Any:
         """Action distribution at observations of shape ``(batch, ...)``."""
@@ -192,68 +188,7 @@ class GaussianActor(TanhMeanActor):
         return super().forward(obs, deterministic or self.is_deterministic)
 
     def distribution(self, obs: PyTorchObs) -> ClampedNormal:
-        return self._around(self.mean(obs))
-
-    def _around(self, mean: th.Tensor) -> ClampedNormal:
-        return ClampedNormal(mean, self.log_std.clamp(GAUSSIAN_LOG_STD_MIN, GAUSSIAN_LOG_STD_MAX))
-
-
-class HierarchicalActor(GaussianActor):
-    """
-    Two networks, of where to go and of the action that leads there: the actor of HIQL (Park et al. 2023,
-    https://arxiv.org/abs/2307.11949). A subgoal is the difference between the first features some steps later and now.
-    Arguments are those of :class:`GaussianActor`, by keyword, and:
-
-    :param subgoal_entries: Number of features at the start that are the subgoal, such as 2 for x and y.
-    :raises ValueError: observations are no vectors, have fewer entries or go through another network first, or actions
-        are discrete.
-    """
-
-    def __init__(self, *, net_arch: list[int], features_dim: int, subgoal_entries: int = 2, **kwargs: Any):
-        space, actions = kwargs["observation_space"], kwargs["action_space"]
-        if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-            raise ValueError(f"Subgoals are entries of vector observations, not of {space}. Take another policy.")
-        if not isinstance(actions, spaces.Box):
-            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {actions}. Take MlpPolicy.")
-        if not isinstance(kwargs["features_extractor"], FlattenExtractor):
-            raise ValueError(
-                "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
-                "observations by standardize_observations=True or VecNormalize."
-            )
-        is_int = isinstance(subgoal_entries, int) and not isinstance(subgoal_entries, bool)
-        if not is_int or not 1 <= subgoal_entries <= features_dim:
-            raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {features_dim}].")
-        # Actions depend on features and subgoal
-        super().__init__(net_arch=net_arch, features_dim=features_dim + subgoal_entries, **kwargs)
-        self.subgoal_entries = subgoal_entries
-        activation_fn = kwargs.get("activation_fn", nn.ReLU)
-        self.subgoal_mlp = nn.Sequential(*create_mlp(subgoal_entries, subgoal_entries, net_arch, activation_fn))
-
-    def subgoals(self, obs: PyTorchObs) -> th.Tensor:
-        """Where to go from observations of shape ``(batch, obs_dim)``, ``(batch, subgoal_entries)``."""
-        return self._subgoals(self._features(obs))
-
-    def _subgoals(self, features: th.Tensor) -> th.Tensor:
-        return self.subgoal_mlp(features[:, : self.subgoal_entries])
-
-    def subgoals_between(self, obs: PyTorchObs, later: PyTorchObs) -> th.Tensor:
-        """What leads from observations to later ones, ``(batch, subgoal_entries)``."""
-        return (self._features(later) - self._features(obs))[:, : self.subgoal_entries]
-
-    def outputs(self, obs: PyTorchObs) -> th.Tensor:
-        features = self._features(obs)
-        return self._outputs_towards(features, self._subgoals(features))
-
-    def _outputs_towards(self, features: th.Tensor, subgoals: th.Tensor) -> th.Tensor:
-        return self.mlp(th.cat([features, subgoals], dim=1))
-
-    def distribution_towards(self, obs: PyTorchObs, subgoals: th.Tensor) -> ClampedNormal:
-        """Of actions that lead to given subgoals, ``(batch, subgoal_entries)``."""
-        return self._around(th.tanh(self._outputs_towards(self._features(obs), subgoals)))
-
-    def log_prob(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
-        # Maximised, it would make of subgoals whatever suits the actions
-        raise ValueError('HierarchicalPolicy learns from where the data went: IQL("HierarchicalPolicy", ...).learn().')
+        return ClampedNormal(self.mean(obs), self.log_std.clamp(GAUSSIAN_LOG_STD_MIN, GAUSSIAN_LOG_STD_MAX))
 
 
 class CategoricalActor(MlpActor):
@@ -281,3 +216,22 @@ CloningActor = GaussianActor | CategoricalActor
 def cloning_actor_class(action_space: spaces.Space) -> type[CloningActor]:
     """What clones actions of this space."""
     return CategoricalActor if isinstance(action_space, spaces.Discrete) else GaussianActor
+
+
+def cloning_log_prob(distribution: Any, actions: th.Tensor, deterministic: bool) -> th.Tensor:
+    """Log-density of actions, or minus their squared distance from a distribution's mean, ``(batch,)``."""
+    if deterministic:
+        return -(actions - distribution.mode).square().sum(dim=-1)
+    return distribution.log_prob(actions)
+
+
+def set_deterministic(actor: CloningActor, deterministic: bool) -> None:
+    """
+    Whether an actor acts by its mean, as one that regresses to actions does.
+
+    :raises ValueError: the actor has no mean that could regress to actions
+    """
+    if isinstance(actor, GaussianActor):
+        actor.is_deterministic = deterministic
+    elif deterministic:
+        raise ValueError("deterministic_actor=True regresses to continuous actions; discrete ones are classes.")

@@ -10,6 +10,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_ext.common.actors import SquashedGaussianActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.entropy import EntropyCoefficientMixin
+from sb3_ext.common.hierarchical_policy import HierarchicalEnsemblePolicy
 from sb3_ext.common.losses import mean_q_actor_loss, scaled_cloning_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 from sb3_ext.common.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
@@ -42,6 +43,7 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "HierarchicalPolicy": HierarchicalEnsemblePolicy,
     }
     bc_coef_names = ("actor_bc_coef",)
     actor: SquashedGaussianActor
@@ -91,7 +93,7 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
         self.policy_kwargs = {**self.policy_kwargs, "n_critics": self.n_critics}
         super()._setup_model()
         if self.target_entropy == "auto":
-            self.target_entropy = -float(np.prod(self.action_space.shape))  # type: ignore[arg-type]
+            self.target_entropy = -float(np.prod(self.actor.action_space.shape))  # type: ignore[arg-type]
         first = self._first_ent_coef()
         self.log_ent_coef, self.ent_coef_optimizer = None, None
         if str(self.ent_coef).startswith("auto"):

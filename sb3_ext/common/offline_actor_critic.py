@@ -1,21 +1,34 @@
 """What the offline algorithms with critics share: targets, the Bellman loss, optimizers, delayed actors."""
 
+import math
 from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 
+from sb3_ext.common.actors import GaussianActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.ensemble import EnsembleCritic
 from sb3_ext.common.losses import ensemble_mse, td_target
+from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.schedules import as_schedule
+from sb3_ext.datasets.dataset import Dataset
 
 Scalars = dict[str, th.Tensor]
 
+# Rows of the data that the size of subgoals is taken from
+SCALE_SAMPLE = 100_000
+
 
 class OfflineActorCritic(OfflineAlgorithm):
-    """Base class of algorithms with ``actor``, ``critic`` (an ensemble) and ``critic_target``."""
+    """
+    Base class of algorithms with ``actor``, ``critic`` (an ensemble) and ``critic_target``. With a
+    :class:`~sb3_ext.common.hierarchical_policy.HierarchicalPolicy` those are the high level's: for them states are the
+    first entries of the observation, and actions subgoals that n steps of the data came to. ``low_level`` clones the
+    data's actions.
+    """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
     # Arguments that hold on to the data's actions and may follow a schedule; updates read `self._bc_coefs`
@@ -23,6 +36,12 @@ class OfflineActorCritic(OfflineAlgorithm):
     actor: Any
     critic: EnsembleCritic
     critic_target: EnsembleCritic
+    policy: Any
+    low_level: GaussianActor
+    # Whether what acts regresses to actions, instead of learning a distribution of them
+    deterministic_actor = False
+    # Saved with the model
+    _has_subgoal_scale = False
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -35,6 +54,8 @@ class OfflineActorCritic(OfflineAlgorithm):
         self._bc_coefs = {
             name: th.tensor(value, device=self.device) for name, value in self._current_bc_coefs().items()
         }
+        if self._is_hierarchical:
+            set_deterministic(self.low_level, self.deterministic_actor)
 
     def _current_bc_coefs(self) -> dict[str, float]:
         progress = self._current_progress_remaining
@@ -59,10 +80,70 @@ class OfflineActorCritic(OfflineAlgorithm):
         return loss, {"critic_loss": loss.detach(), "q_mean": q_values.detach().mean()}
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
-        return [self.actor.optimizer, self.critic.optimizer]
+        return [*self._actor_optimizers(), self.critic.optimizer]
+
+    def _actor_optimizers(self) -> list[th.optim.Optimizer]:
+        """Of all that acts."""
+        return [self.actor.optimizer, *([self.low_level.optimizer] if self._is_hierarchical else [])]
 
     def _update_constants(self) -> tuple[Any, ...]:
         return self.gamma, self.tau
+
+    # --- Where to go, and how ----------------------------------------------------------------------------------------
+
+    def _check_hierarchy(self) -> None:
+        super()._check_hierarchy()
+        if not self._is_hierarchical:
+            return
+        # Discounts are float32
+        if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
+            raise ValueError(
+                f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1), and far enough "
+                f"from both that gamma to the power of n_steps={self.n_steps} is neither 1 nor 0."
+            )
+        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
+            raise ValueError(f"n_steps={self.n_steps} does what NStepReplayBuffer does: leave replay_buffer_class out.")
+
+    def _attach(self, dataset: Dataset) -> None:
+        super()._attach(dataset)
+        if self._is_hierarchical and not self._has_subgoal_scale:
+            assert self.dataset_buffer is not None
+            sample = self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE)
+            _, _, ways = self._ways(sample)
+            self.policy.set_subgoal_scale(ways.squeeze(0))
+            self._has_subgoal_scale = True
+
+    def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
+        if not self._is_hierarchical:
+            return super()._update_loop(names, batches, noise)
+        now, later, ways = self._ways(batches)
+        subgoals = self.policy.subgoals(ways)
+        where, where_later = self.policy.where(now), self.policy.where(later)
+        of_subgoals = batches._replace(observations=where, actions=subgoals, next_observations=where_later)
+        metrics = Metrics()
+        metrics.extend(super()._update_loop(names, of_subgoals, noise))
+        # How to get somewhere is learnt from all ways, wherever they led
+        for inputs, actions in zip(th.cat([now, subgoals], dim=-1), batches.actions, strict=True):
+            metrics.add(self.engine.run(self._update_low_level, inputs, actions))
+        return metrics.seal()
+
+    @th.no_grad()
+    def _ways(self, batches: Samples) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """
+        :return: features now and after n steps, ``(..., obs_dim)``, and by how much the first ones differ; where an
+            episode ended after k < n steps n / k as much, ``(..., subgoal_entries)``
+        """
+        now, later = self.policy.features(batches.observations), self.policy.features(batches.next_observations)
+        steps = 1.0 if batches.discounts is None else (batches.discounts.log() / math.log(self.gamma)).round()
+        return now, later, self.policy.where(later - now) * (self.n_steps / steps)
+
+    def _update_low_level(self, inputs: th.Tensor, actions: th.Tensor) -> Scalars:
+        """
+        :param inputs: features and subgoals, ``(batch, obs_dim + subgoal_entries)``
+        """
+        loss = -cloning_log_prob(self.low_level.distribution(inputs), actions, self.low_level.is_deterministic).mean()
+        self.engine.minimize(loss, self.low_level.optimizer)
+        return {"low_level_loss": loss.detach()}
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_bc_coefs"]

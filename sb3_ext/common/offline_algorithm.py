@@ -21,9 +21,9 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.actions import action_size, encode_actions
-from sb3_ext.common.actors import HierarchicalActor
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
+from sb3_ext.common.hierarchical_policy import HierarchicalPolicy
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
 from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.signatures import joint_signature
@@ -43,7 +43,7 @@ LOG_STEPS = 250
 NO_TRANSITIONS: dict[str, Any] = {"rewards": np.zeros(0), "dones": np.zeros(0, bool), "infos": []}
 
 # Of policies, which algorithms have attributes for
-NETWORKS = ("actor", "actor_target", "critic", "critic_target", "value")
+NETWORKS = ("actor", "actor_target", "critic", "critic_target", "value", "low_level")
 
 
 class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
@@ -55,7 +55,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     A class that derives from it has ``policy_aliases``, ``_update``, ``_optimizers``, ``_update_constants`` and
     ``n_noise``.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class.
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class; for all but BC also
+        ``"HierarchicalPolicy"`` (:class:`~sb3_ext.common.hierarchical_policy.HierarchicalPolicy`), with ``n_steps`` of
+        20 to 50, say.
     :param env: Environment for online training. None learns from the dataset alone.
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes. A model that is loaded needs it again only to learn.
     :param dataset_kwargs: Arguments of that function, such as ``dict(reward_shift=-1)``. Shifts and scales of rewards
@@ -86,18 +88,18 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     :param seed: Seed of everything random.
     :param device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
     :raises sb3_ext.datasets.DatasetError: the dataset is missing, broken or of another environment.
-    :raises ValueError: an argument is out of its range.
+    :raises ValueError: an argument is out of its range, or ``HierarchicalPolicy`` cannot do with the others: it takes
+        vector observations, continuous actions and a discount factor that tells steps apart.
     """
 
     # Of actions
     supported_action_spaces: ClassVar[tuple[type[spaces.Space], ...]] = (spaces.Box,)
     # Standard normal arrays of shape (batch, action_size) that an update takes
     n_noise = 0
-    # Whether its loss has a part for the subgoals of a HierarchicalActor
-    learns_subgoals = False
     # Saved with the model
     _n_offline_done = 0
     _n_collected = 0
+    actor: Any
 
     def __init__(
         self,
@@ -218,13 +220,28 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         if isinstance(self.learning_rate, str):
             self.learning_rate = as_schedule(self.learning_rate, "learning_rate")
+        self._check_hierarchy()
         super()._setup_model()
-        if isinstance(getattr(self.policy, "actor", None), HierarchicalActor) and not self.learns_subgoals:
-            raise ValueError(f"{type(self).__name__} learns no subgoals: HierarchicalPolicy is IQL's.")
         self._convert_train_freq()
-        for name in NETWORKS:
-            if hasattr(self.policy, name):
-                setattr(self, name, getattr(self.policy, name))
+        policies = [self.policy.high_level, self.policy] if self._is_hierarchical else [self.policy]
+        for policy in policies:
+            for name in NETWORKS:
+                if hasattr(policy, name):
+                    setattr(self, name, getattr(policy, name))
+
+    @property
+    def _is_hierarchical(self) -> bool:
+        return issubclass(self.policy_class, HierarchicalPolicy)
+
+    def _check_hierarchy(self) -> None:
+        """
+        :raises ValueError: a hierarchical policy is not one for this algorithm
+        """
+        own = self.policy_aliases.get("HierarchicalPolicy", ())
+        if self._is_hierarchical and not issubclass(self.policy_class, own):
+            name = type(self).__name__
+            fix = f"its own is policy='HierarchicalPolicy', not {self.policy_class}" if own else "AWAC and IQL have one"
+            raise ValueError(f"{name} does not learn with that HierarchicalPolicy: {fix}.")
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """
@@ -469,7 +486,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         """Shape ``(n_updates, n_noise, batch_size, action_size)``."""
         if self.n_noise == 0:
             return None
-        shape = (n_updates, self.n_noise, batch_size, action_size(self.action_space))
+        shape = (n_updates, self.n_noise, batch_size, action_size(self.actor.action_space))
         return th.randn(shape, device=self.device)
 
     def _sample_batches(self, buffer: ReplayBuffer, n_batches: int, batch_size: int) -> Samples:
@@ -514,7 +531,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         return excluded if isinstance(self.dataset, (str, os.PathLike)) else [*excluded, "dataset"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        names = [name for name in ("actor", "critic", "value") if hasattr(self.policy, name)]
+        names = [name for name in ("actor", "critic", "value", "low_level") if hasattr(self, name)]
         return ["policy", *(f"{name}.optimizer" for name in names)], []
 
 

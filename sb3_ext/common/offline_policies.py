@@ -1,7 +1,5 @@
 """Policies of the offline algorithms: an actor with two critics, for IQL a value beside them, for cloning alone."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any
 
 import torch as th
@@ -15,7 +13,7 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_ext.common.actors import CloningActor, HierarchicalActor, cloning_actor_class
+from sb3_ext.common.actors import CloningActor, cloning_actor_class
 from sb3_ext.common.policies import CnnMixin, EnsemblePolicy, MultiInputMixin
 
 
@@ -30,7 +28,6 @@ class ValueNetwork(BaseModel):
     :param features_dim: Number of features.
     :param activation_fn: Activation after each hidden layer.
     :param normalize_images: Divide images by 255.
-    :param n_features: Number of features, from the first on, that values depend on; None for all.
     """
 
     def __init__(
@@ -42,7 +39,6 @@ class ValueNetwork(BaseModel):
         features_dim: int,
         activation_fn: type[nn.Module] = nn.ReLU,
         normalize_images: bool = True,
-        n_features: int | None = None,
     ):
         super().__init__(
             observation_space,
@@ -50,13 +46,12 @@ class ValueNetwork(BaseModel):
             features_extractor=features_extractor,
             normalize_images=normalize_images,
         )
-        self.n_features = features_dim if n_features is None else n_features
-        self.v_network = nn.Sequential(*create_mlp(self.n_features, 1, net_arch, activation_fn))
+        self.v_network = nn.Sequential(*create_mlp(features_dim, 1, net_arch, activation_fn))
 
     def forward(self, obs: PyTorchObs) -> th.Tensor:
         """``(batch, ...) -> (batch, 1)``"""
         assert isinstance(self.features_extractor, BaseFeaturesExtractor)
-        return self.v_network(self.extract_features(obs, self.features_extractor)[:, : self.n_features])
+        return self.v_network(self.extract_features(obs, self.features_extractor))
 
 
 class TwoCriticsPolicy(EnsemblePolicy):
@@ -80,38 +75,14 @@ class ValuePolicy(WeightedCloningPolicy):
     """:class:`WeightedCloningPolicy` with a :class:`ValueNetwork` beside the critics, as IQL needs it."""
 
     value: ValueNetwork
-    # Further arguments of the value network
-    _value_kwargs: Mapping[str, Any] = MappingProxyType({})
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         names = ("observation_space", "action_space", "normalize_images", "activation_fn", "net_arch")
         value_kwargs: dict[str, Any] = {name: self.critic_kwargs[name] for name in names}
-        value_kwargs = {**self._update_features_extractor(value_kwargs), **self._value_kwargs}
-        self.value = ValueNetwork(**value_kwargs).to(self.device)
+        self.value = ValueNetwork(**self._update_features_extractor(value_kwargs)).to(self.device)
         make_optimizer: Any = self.optimizer_class
         self.value.optimizer = make_optimizer(self.value.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
-
-
-class HierarchicalPolicy(ValuePolicy):
-    """
-    :class:`ValuePolicy` with a :class:`~sb3_ext.common.actors.HierarchicalActor`: where to go, and how (Park et al.
-    2023, https://arxiv.org/abs/2307.11949). For vector observations and continuous actions.
-
-    :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, at least 1. Values
-        depend on them alone.
-    :raises ValueError: see :class:`~sb3_ext.common.actors.HierarchicalActor`
-    """
-
-    actor_class = HierarchicalActor  # type: ignore[assignment]
-
-    def __init__(self, *args: Any, subgoal_entries: int = 2, **kwargs: Any):
-        self._actor_kwargs = {"subgoal_entries": subgoal_entries}
-        self._value_kwargs = {"n_features": subgoal_entries}
-        super().__init__(*args, **kwargs)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), **self._actor_kwargs}
 
 
 class CloningPolicy(BasePolicy):

@@ -6,7 +6,7 @@ from typing import Any
 import torch as th
 from gymnasium import spaces
 
-from sb3_ext.common.actors import CloningActor, GaussianActor
+from sb3_ext.common.actors import CloningActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.losses import effective_sample_size, weighted_cloning_loss
 from sb3_ext.common.off_policy import Metrics
@@ -14,25 +14,6 @@ from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 
 # Below this share of the batch the actor learns from a handful of actions
 COLLAPSE = 0.02
-
-
-def cloning_log_prob(distribution: Any, actions: th.Tensor, deterministic: bool) -> th.Tensor:
-    """Log-density of actions, or minus their squared distance from a distribution's mean, ``(batch,)``."""
-    if deterministic:
-        return -(actions - distribution.mode).square().sum(dim=-1)
-    return distribution.log_prob(actions)
-
-
-def set_deterministic(actor: CloningActor, deterministic: bool) -> None:
-    """
-    Whether an actor acts by its mean, as one that regresses to actions does.
-
-    :raises ValueError: the actor has no mean that could regress to actions
-    """
-    if isinstance(actor, GaussianActor):
-        actor.is_deterministic = deterministic
-    elif deterministic:
-        raise ValueError("deterministic_actor=True regresses to continuous actions; discrete ones are classes.")
 
 
 class WeightedCloningAlgorithm(OfflineActorCritic):

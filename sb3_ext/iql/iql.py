@@ -1,26 +1,22 @@
 """IQL: implicit Q-learning."""
 
-import math
-import warnings
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from sb3_ext.common.actors import HierarchicalActor
 from sb3_ext.common.buffers import Samples
-from sb3_ext.common.losses import expectile_loss, exponential_weights, td_target, weighted_cloning_loss
+from sb3_ext.common.hierarchical_policy import HierarchicalValuePolicy
+from sb3_ext.common.losses import expectile_loss, exponential_weights, td_target
 from sb3_ext.common.offline_policies import (
-    HierarchicalPolicy,
     ValueCnnPolicy,
     ValueMultiInputPolicy,
     ValueNetwork,
     ValuePolicy,
 )
 from sb3_ext.common.schedules import as_schedule
-from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm, cloning_log_prob
+from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
 from sb3_ext.datasets.load import DatasetLike
 
 
@@ -44,18 +40,9 @@ class IQL(WeightedCloningAlgorithm):
     the same n steps, and V is its own target. n steps show where the data were heading, which one action hardly does,
     at half the work. It needs an environment with little chance in it: V takes good luck for good actions.
 
-    ``policy="HierarchicalPolicy"`` takes this a step further, with two networks in the actor (Park et al. 2023, HIQL,
-    for a single task). The first entries of the observation, x and y of a walker, say, are where one can be; V depends
-    on them alone. One network learns where to be n steps later, by the weights above; the other one the actions that
-    lead from here to wherever the data went.
-
-    .. math::
-        L_\pi = \mathrm{mean} \left( \min(e^{\beta A}, w_{max}) \left\| g(x_t) - \Delta_t \right\|^2
-        - \log\pi(a_t | s_t, \Delta_t) \right), \quad \Delta_t = x_{t + n} - x_t
-
-    x are those entries, two by default (``policy_kwargs=dict(subgoal_entries=2)``). Where an episode ends after k < n
-    steps, :math:`\Delta_t` is multiplied by n / k. Unlike there, subgoals are differences of observations instead of
-    learnt codes, and no V of subgoals weighs the actions.
+    With :class:`~sb3_ext.common.hierarchical_policy.HierarchicalPolicy` that is HIQL (Park et al. 2023) for a single
+    task: V of where one is weighs where the data went in n steps. Unlike there, subgoals are differences of
+    observations instead of learnt codes, and no V of subgoals weighs the actions that lead there.
 
     :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
     :param env: Environment for online training, or None.
@@ -69,17 +56,15 @@ class IQL(WeightedCloningAlgorithm):
     :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
         ``learning_rate`` if None.
     :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
-    :raises ValueError: an argument is out of its range; ``HierarchicalPolicy`` needs a discount factor that tells steps
-        apart, vector observations and continuous actions.
+    :raises ValueError: an argument is out of its range.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": ValuePolicy,
         "CnnPolicy": ValueCnnPolicy,
         "MultiInputPolicy": ValueMultiInputPolicy,
-        "HierarchicalPolicy": HierarchicalPolicy,
+        "HierarchicalPolicy": HierarchicalValuePolicy,
     }
-    learns_subgoals = True
     value: ValueNetwork
 
     def __init__(
@@ -112,46 +97,17 @@ class IQL(WeightedCloningAlgorithm):
             raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
         if not isinstance(self.action_values, bool):
             raise ValueError(f"action_values={self.action_values!r} must be True or False.")
-        self._check_subgoals()
-        if self._is_hierarchical and (self.action_values or self.n_steps == 1):
-            warnings.warn(
-                "HierarchicalPolicy weighs ways of n steps, critics and n_steps=1 judge single actions: "
-                "action_values=False, with n_steps of 20 to 50, say, is what it is made for.",
-                stacklevel=4,
-            )
         if not self.weight_temp >= 0 or not self.max_weight > 0:
             raise ValueError(
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
 
-    @property
-    def _is_hierarchical(self) -> bool:
-        return issubclass(self.policy_class, HierarchicalPolicy)
-
-    def _check_subgoals(self) -> None:
-        """
-        :raises ValueError: steps cannot be counted by their discounts
-        """
-        if not self._is_hierarchical:
-            return
-        # Discounts are float32
-        if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
-            raise ValueError(
-                f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1), and far enough "
-                f"from both that gamma to the power of n_steps={self.n_steps} is neither 1 nor 0."
-            )
-        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
-            raise ValueError(f"n_steps={self.n_steps} does what NStepReplayBuffer does: leave replay_buffer_class out.")
-
-    def _setup_model(self) -> None:
-        self._check_subgoals()  # `load` may have changed them
-        super()._setup_model()
-
     def _update_schedules(self) -> None:
         super()._update_schedules()
         if self.actor_learning_rate is not None:
             rate = as_schedule(self.actor_learning_rate, "actor_learning_rate")(self._current_progress_remaining)
-            self.actor.optimizer.param_groups[0]["lr"] = rate
+            for optimizer in self._actor_optimizers():
+                optimizer.param_groups[0]["lr"] = rate
             self.logger.record("train/actor_learning_rate", rate)
 
     def _update_name(self, n: int) -> str:
@@ -182,27 +138,10 @@ class IQL(WeightedCloningAlgorithm):
         advantages = targets - self.value(batch.observations)
         value_loss = expectile_loss(advantages, self.expectile)
         advantages = advantages.detach().squeeze(1)
-        clone = self._hierarchical_loss if self._is_hierarchical else self._cloning_loss
-        actor_loss, metrics = clone(batch, self._weights(advantages))
+        actor_loss, metrics = self._cloning_loss(batch, self._weights(advantages))
         self.engine.minimize(value_loss, self.value.optimizer)
         self.engine.minimize(actor_loss, self.actor.optimizer)
         return {**metrics, "value_loss": value_loss.detach(), "advantage_mean": advantages.mean()}
-
-    def _hierarchical_loss(self, batch: Samples, weights: th.Tensor) -> tuple[th.Tensor, Scalars]:
-        """
-        :param weights: ``(batch,)``, without a gradient
-        """
-        assert isinstance(self.actor, HierarchicalActor)
-        observations = batch.observations
-        steps = 1.0 if batch.discounts is None else (batch.discounts.log() / math.log(self.gamma)).round()
-        subgoals = self.actor.subgoals_between(observations, batch.next_observations) * (self.n_steps / steps)
-        errors = (self.actor.subgoals(observations) - subgoals).square().sum(dim=1)
-        subgoal_loss = weighted_cloning_loss(-errors, weights)
-        # How to get somewhere is learnt from all ways, wherever they led
-        distribution = self.actor.distribution_towards(observations, subgoals)
-        actor_loss = -cloning_log_prob(distribution, batch.actions, self.deterministic_actor).mean()
-        metrics = {"actor_loss": actor_loss.detach(), "subgoal_loss": subgoal_loss.detach()}
-        return subgoal_loss + actor_loss, {**metrics, **self._weight_metrics(weights)}
 
     def _weights(self, advantages: th.Tensor) -> th.Tensor:
         if self.weight_temp == 0:

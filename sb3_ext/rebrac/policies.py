@@ -4,6 +4,7 @@ from typing import Any
 
 from stable_baselines3.common.type_aliases import Schedule
 
+from sb3_ext.common import hierarchical_policy
 from sb3_ext.common.actors import DeterministicActor
 from sb3_ext.common.offline_policies import TwoCriticsPolicy
 from sb3_ext.common.policies import CnnMixin, MultiInputMixin
@@ -38,6 +39,12 @@ class CnnPolicy(CnnMixin, ReBRACPolicy):
 
 class MultiInputPolicy(MultiInputMixin, ReBRACPolicy):
     """:class:`ReBRACPolicy` for Dict observations."""
+
+
+class HierarchicalPolicy(hierarchical_policy.HierarchicalPolicy):
+    """:class:`~sb3_ext.common.hierarchical_policy.HierarchicalPolicy` with a :class:`ReBRACPolicy`."""
+
+    high_level_class = ReBRACPolicy
 
 
 MlpPolicy = ReBRACPolicy

@@ -12,7 +12,7 @@ from sb3_ext.common.buffers import OfflineSamples, Samples
 from sb3_ext.common.losses import cloned_td3_actor_loss
 from sb3_ext.common.offline_actor_critic import OfflineActorCritic, Scalars
 from sb3_ext.datasets.load import DatasetLike
-from sb3_ext.rebrac.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_ext.rebrac.policies import CnnPolicy, HierarchicalPolicy, MlpPolicy, MultiInputPolicy
 
 
 class ReBRAC(OfflineActorCritic):
@@ -49,8 +49,9 @@ class ReBRAC(OfflineActorCritic):
         "MlpPolicy": MlpPolicy,
         "CnnPolicy": CnnPolicy,
         "MultiInputPolicy": MultiInputPolicy,
+        "HierarchicalPolicy": HierarchicalPolicy,
     }
-    buffer_extras: ClassVar[Mapping[str, bool]] = {"next_actions": True}
+    deterministic_actor = True
     bc_coef_names = ("actor_bc_coef", "critic_bc_coef")
     n_noise = 1
     actor: DeterministicActor
@@ -88,6 +89,18 @@ class ReBRAC(OfflineActorCritic):
         if self.policy_delay < 1:
             raise ValueError(f"policy_delay={self.policy_delay} must be at least 1.")
 
+    def _check_hierarchy(self) -> None:
+        super()._check_hierarchy()
+        if self._is_hierarchical and self.critic_bc_coef != 0:
+            raise ValueError(
+                f"critic_bc_coef={self.critic_bc_coef!r} needs the data's next action, and where subgoals are actions "
+                "the next one is n steps away: critic_bc_coef=0 with HierarchicalPolicy."
+            )
+
+    @property
+    def buffer_extras(self) -> Mapping[str, bool]:  # type: ignore[override]
+        return {} if self._is_hierarchical else {"next_actions": True}
+
     def _update_name(self, n: int) -> str:
         return "_update_critic" if n % self.policy_delay else "_update"
 
@@ -104,21 +117,25 @@ class ReBRAC(OfflineActorCritic):
         return {**metrics, "actor_loss": loss.detach(), "bc_loss": distances.detach().mean()}
 
     def _update_critic(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
-        assert isinstance(batch, OfflineSamples) and noise is not None
+        assert noise is not None
         q_values = self.critic(batch.observations, batch.actions)
         loss, metrics = self._bellman_loss(batch, q_values, self._next_values(batch, noise[0]))
         self.engine.minimize(loss, self.critic.optimizer)
         return metrics
 
     @th.no_grad()
-    def _next_values(self, batch: OfflineSamples, noise: th.Tensor) -> th.Tensor:
+    def _next_values(self, batch: Samples, noise: th.Tensor) -> th.Tensor:
         """Values of what transitions lead to, less the penalty, ``(batch, 1)``."""
-        assert batch.next_actions is not None and batch.has_next_action is not None
         clip = self.target_noise_clip
         noise = (noise * self.target_policy_noise).clamp(-clip, clip)
         actions = (self.actor_target.mean(batch.next_observations) + noise).clamp(-1, 1)
-        distances = (actions - batch.next_actions).square().sum(dim=1, keepdim=True)
         values = self.critic_target(batch.next_observations, actions).amin(dim=0)
+        if self._is_hierarchical:
+            return values
+        assert (
+            isinstance(batch, OfflineSamples) and batch.next_actions is not None and batch.has_next_action is not None
+        )
+        distances = (actions - batch.next_actions).square().sum(dim=1, keepdim=True)
         return values - self._bc_coefs["critic_bc_coef"] * batch.has_next_action * distances
 
     def _update_constants(self) -> tuple[Any, ...]:

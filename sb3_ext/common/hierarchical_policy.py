@@ -1,0 +1,202 @@
+"""Where to go, and how: a policy whose actions are subgoals above a clone that gets there."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
+from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
+from torch import nn
+
+from sb3_ext.common.actors import GaussianActor
+from sb3_ext.common.offline_policies import CloningPolicy, ValuePolicy, WeightedCloningPolicy
+from sb3_ext.common.policies import EnsemblePolicy
+from sb3_ext.common.standardize import StandardizingExtractor
+
+# Share of the data's subgoals, entry by entry, that lie within the limits of the high level's actions
+WITHIN_LIMITS = 0.999
+
+
+class HierarchicalPolicy(BasePolicy):
+    r"""
+    Two policies, as in HIQL (Park et al. 2023, https://arxiv.org/abs/2307.11949). The first entries of the observation,
+    x and y of a walker, say, are where one can be. The high level is the policy that an algorithm has otherwise; it
+    sees those entries alone, and its actions are subgoals: by how much they are to differ n steps later, n being the
+    algorithm's ``n_steps``. Learning from it is the algorithm's, whatever it is, on transitions of n steps:
+
+    .. math::
+        (x_t,\ \Delta_t / c,\ r_t + \dots + \gamma^{n - 1} r_{t + n - 1},\ x_{t + n}),
+            \quad \Delta_t = x_{t + n} - x_t
+
+    with c, entry by entry, such that subgoals lie in [-1, 1]. Where an episode ends after k < n steps,
+    :math:`\Delta_t` is multiplied by n / k. The low level clones the data's actions, all of them, wherever they led:
+
+    .. math::
+        L = -\mathrm{mean} \log\pi(a_t | s_t, \Delta_t / c)
+
+    or regresses to them where the algorithm's actor is deterministic.
+
+    One that derives from it has ``high_level_class``.
+
+    :param observation_space: Observation space, a Box of vectors.
+    :param action_space: Action space, a Box.
+    :param lr_schedule: Learning rate schedule.
+    :param net_arch: Sizes of the hidden layers; see ``high_level_class``.
+    :param activation_fn: Activation function.
+    :param features_extractor_class: None but what flattens and standardises.
+    :param features_extractor_kwargs: Its keyword arguments.
+    :param optimizer_class: ``th.optim.Adam`` by default, which then runs its fused kernel.
+    :param optimizer_kwargs: Its keyword arguments, without the learning rate.
+    :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
+    :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
+    :param high_level_kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
+    :raises ValueError: observations are no vectors, have fewer entries or go through another network first, or actions
+        are discrete.
+    """
+
+    high_level_class: ClassVar[Any]
+    high_level: Any
+    low_level: GaussianActor
+    features_extractor: FlattenExtractor
+    # How far a subgoal of 1 is, (subgoal_entries,)
+    subgoal_scale: th.Tensor
+
+    def __init__(
+        self,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        lr_schedule: Schedule,
+        net_arch: list[int] | dict[str, list[int]] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        features_extractor_class: type[BaseFeaturesExtractor] = FlattenExtractor,
+        features_extractor_kwargs: dict[str, Any] | None = None,
+        optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        subgoal_entries: int = 2,
+        low_level_net_arch: list[int] | None = None,
+        **high_level_kwargs: Any,
+    ):
+        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+            raise ValueError(
+                f"Subgoals are entries of vector observations, not of {observation_space}. Take another policy."
+            )
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {action_space}. Take MlpPolicy.")
+        if features_extractor_class not in (FlattenExtractor, StandardizingExtractor):
+            raise ValueError(
+                "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
+                "observations by standardize_observations=True or VecNormalize."
+            )
+        n_entries = observation_space.shape[0]
+        is_int = isinstance(subgoal_entries, int) and not isinstance(subgoal_entries, bool)
+        if not is_int or not 1 <= subgoal_entries <= n_entries:
+            raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
+        super().__init__(
+            observation_space,
+            action_space,
+            features_extractor_class,
+            features_extractor_kwargs,
+            optimizer_class=optimizer_class,
+            optimizer_kwargs=optimizer_kwargs,
+            squash_output=True,
+        )
+        self.features_extractor = self.make_features_extractor()  # type: ignore[assignment]
+        self.net_arch, self.activation_fn = net_arch, activation_fn
+        self.subgoal_entries, self.low_level_net_arch = subgoal_entries, low_level_net_arch
+        self.high_level_kwargs = high_level_kwargs
+        shared: dict[str, Any] = {
+            "activation_fn": activation_fn,
+            "optimizer_class": optimizer_class,
+            "optimizer_kwargs": optimizer_kwargs,
+        }
+        where, subgoal = _box(np.inf, subgoal_entries), _box(1, subgoal_entries)
+        self.high_level = self.high_level_class(
+            where, subgoal, lr_schedule, net_arch=net_arch, **shared, **high_level_kwargs
+        )
+        if low_level_net_arch is None:
+            low_level_net_arch, _ = get_actor_critic_arch(self.high_level.net_arch)
+        everything = _box(np.inf, n_entries + subgoal_entries)
+        self.low_level = CloningPolicy(everything, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
+        self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
+
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """Flat, standardised if they are to be, ``(..., obs_dim) -> (..., obs_dim)``."""
+        assert isinstance(obs, th.Tensor)
+        rows = self.extract_features(obs.reshape(-1, obs.shape[-1]), self.features_extractor)
+        return rows.reshape(obs.shape)
+
+    def where(self, features: th.Tensor) -> th.Tensor:
+        """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
+        return features[..., : self.subgoal_entries]
+
+    def set_subgoal_scale(self, ways: th.Tensor) -> None:
+        """
+        :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
+        :raises ValueError: all of them are always the same
+        """
+        scale = ways.abs().quantile(WITHIN_LIMITS, dim=0)
+        if not (scale > 0).any():
+            raise ValueError(
+                f"Subgoals are where the data go in the first subgoal_entries={self.subgoal_entries} entries of the "
+                "observation, and those never change: policy_kwargs=dict(subgoal_entries=...)."
+            )
+        self.subgoal_scale.copy_(scale.where(scale > 0, 1))
+
+    def subgoals(self, ways: th.Tensor) -> th.Tensor:
+        """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
+        return (ways / self.subgoal_scale).clamp(-1, 1)
+
+    def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        features = self.features(obs)
+        # Never drawn: drawn anew at each step, subgoals would come to their mean
+        subgoals = self.high_level(self.where(features), deterministic=True)
+        return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
+
+    def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        return self(observation, deterministic)
+
+    def set_training_mode(self, mode: bool) -> None:
+        for policy in (self.high_level, self.low_level):
+            policy.set_training_mode(mode)
+        self.training = mode
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        data = super()._get_constructor_parameters()
+        del data["normalize_images"]
+        return {
+            **data,
+            "lr_schedule": self._dummy_schedule,  # a loaded policy gets its rate from the algorithm
+            "net_arch": self.net_arch,
+            "activation_fn": self.activation_fn,
+            "features_extractor_class": self.features_extractor_class,
+            "features_extractor_kwargs": self.features_extractor_kwargs,
+            "optimizer_class": self.optimizer_class,
+            "optimizer_kwargs": self.optimizer_kwargs or None,
+            "subgoal_entries": self.subgoal_entries,
+            "low_level_net_arch": self.low_level_net_arch,
+            **self.high_level_kwargs,
+        }
+
+
+def _box(limit: float, n_entries: int) -> spaces.Box:
+    return spaces.Box(-limit, limit, (n_entries,), np.float32)
+
+
+class HierarchicalValuePolicy(HierarchicalPolicy):
+    """:class:`HierarchicalPolicy` with a :class:`~sb3_ext.common.offline_policies.ValuePolicy`, for IQL."""
+
+    high_level_class = ValuePolicy
+
+
+class HierarchicalWeightedCloningPolicy(HierarchicalPolicy):
+    """:class:`HierarchicalPolicy` with a :class:`~sb3_ext.common.offline_policies.WeightedCloningPolicy`, for AWAC."""
+
+    high_level_class = WeightedCloningPolicy
+
+
+class HierarchicalEnsemblePolicy(HierarchicalPolicy):
+    """:class:`HierarchicalPolicy` with an :class:`~sb3_ext.common.policies.EnsemblePolicy`, for Cal-QL and EDAC."""
+
+    high_level_class = EnsemblePolicy
