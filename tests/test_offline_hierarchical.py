@@ -9,7 +9,8 @@ from algo_checks import CHECKS
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from toy_envs import reach_demos
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from toy_envs import reach_demos, reach_env
 
 from sb3_ext import AWAC, BC, EDAC, IQL, CalQL, ReBRAC
 from sb3_ext.bc import pretrain
@@ -217,6 +218,15 @@ def test_subgoals_are_of_the_same_size_ever_after(walks, tmp_path):
     loaded.learn(2)
     th.testing.assert_close(loaded.policy.subgoal_scale, scale)
     assert (make(larger).policy.subgoal_scale > 2 * scale).all()
+
+
+def test_subgoals_are_of_normalised_observations():
+    demos = reach_demos(20)
+    env = VecNormalize(DummyVecEnv([reach_env]), norm_reward=False)
+    raw, normalised = make(demos).policy.subgoal_scale, make(demos, env).policy.subgoal_scale
+    # The second entry, the goal, never changes
+    assert normalised[0].item() == pytest.approx(raw[0].item() / env.obs_rms.var[0] ** 0.5, rel=1e-3)
+    assert normalised[1] == 1
 
 
 def test_the_high_level_sees_the_first_entries_alone(walks):

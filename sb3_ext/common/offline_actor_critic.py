@@ -108,8 +108,8 @@ class OfflineActorCritic(OfflineAlgorithm):
         super()._attach(dataset)
         if self._is_hierarchical and not self._has_subgoal_scale:
             assert self.dataset_buffer is not None
-            sample = self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE)
-            _, _, ways = self._ways(sample)
+            self._initialise_normalization()  # ways are of observations as the policy gets them
+            _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE))
             self.policy.set_subgoal_scale(ways.squeeze(0))
             self._has_subgoal_scale = True
 
