@@ -50,8 +50,14 @@ FALLS_END = (
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
 # IQL as published, where the configuration has a hierarchical policy: gradient steps, what differs
 FLAT_IQL = {
-    "antmaze-umaze": (20_000, ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1")),
-    "antmaze-medium-diverse": (40_000, ("n_steps=25", "dataset_kwargs={reward_shift: -1}")),
+    "antmaze-umaze": (
+        20_000,
+        ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1", "deterministic_actor=false"),
+    ),
+    "antmaze-medium-diverse": (
+        40_000,
+        ("n_steps=25", "dataset_kwargs={reward_shift: -1}", "deterministic_actor=false", "policy_kwargs=null"),
+    ),
 }
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
