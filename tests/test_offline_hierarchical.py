@@ -1,5 +1,6 @@
 """HierarchicalPolicy: where to be n steps later, and how to get there."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from toy_envs import reach_demos, reach_env
 
 from sb3_ext import AWAC, BC, EDAC, IQL, CalQL, ReBRAC
 from sb3_ext.bc import pretrain
+from sb3_ext.common.buffers import TensorReplayBuffer
 from sb3_ext.datasets import load, save
 from sb3_ext.iql import HierarchicalPolicy
 
@@ -70,7 +72,7 @@ EVERY = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 
 def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
-    return algorithm(
+    model = algorithm(
         kwargs.pop("policy", "HierarchicalPolicy"),
         env,
         demos,
@@ -86,6 +88,9 @@ def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
             **kwargs,
         },
     )
+    if model._is_hierarchical and model.dataset_buffer.n_steps == model.n_steps:
+        model._take_subgoal_scale()  # as the first update does
+    return model
 
 
 def draw(model, size):
@@ -173,9 +178,15 @@ def test_actions_that_ignore_the_subgoal_are_cloned(walks, algorithm):
         th.testing.assert_close(mine, its)
 
 
-def test_regresses_where_the_actor_does(walks):
-    assert make(walks, deterministic_actor=True).low_level.is_deterministic
-    assert not make(walks).low_level.is_deterministic
+@pytest.mark.parametrize("policy", ["HierarchicalPolicy", "MlpPolicy"])
+def test_regresses_where_the_actor_does(walks, policy, tmp_path):
+    model = make(walks, deterministic_actor=True, policy=policy)
+    if policy == "HierarchicalPolicy":
+        assert model.low_level.is_deterministic and not make(walks).low_level.is_deterministic
+    model.policy.save(tmp_path / "policy")
+    loaded = type(model.policy).load(tmp_path / "policy")
+    obs = np.ones((5, 3), np.float32)
+    assert (loaded.predict(obs)[0] == loaded.predict(obs)[0][0]).all()
 
 
 def test_a_way_of_fewer_steps_is_as_much_longer(walks):
@@ -187,14 +198,6 @@ def test_a_way_of_fewer_steps_is_as_much_longer(walks):
     assert set(steps_of(batches).flatten().tolist()) == {1.0, 2.0, 3.0}
     _, _, ways = model._ways(batches._replace(next_observations=later))
     th.testing.assert_close(ways, th.full((1, 200, 2), 3.0))
-
-
-def test_one_step_is_a_way_too(walks):
-    model = make(walks, n_steps=1)
-    batches, _ = draw(model, 20)
-    assert batches.discounts is None
-    _, _, ways = model._ways(batches)
-    th.testing.assert_close(ways, (batches.next_observations - batches.observations)[..., :2])
 
 
 @pytest.mark.parametrize("standardize", [False, True])
@@ -211,6 +214,7 @@ def test_nearly_all_ways_are_within_the_limits(walks, standardize):
 
 def test_subgoals_are_of_the_same_size_ever_after(walks, tmp_path):
     model = make(walks)
+    model.learn(1)
     scale = model.policy.subgoal_scale.clone()
     model.save(tmp_path / "model")
     larger = replace(walks, frames=walks.frames * 3)
@@ -218,15 +222,63 @@ def test_subgoals_are_of_the_same_size_ever_after(walks, tmp_path):
     loaded.learn(2)
     th.testing.assert_close(loaded.policy.subgoal_scale, scale)
     assert (make(larger).policy.subgoal_scale > 2 * scale).all()
+    # but for other steps
+    farther = IQL.load(tmp_path / "model", dataset=walks, n_steps=9)
+    farther.learn(2)
+    assert (farther.policy.subgoal_scale > 1.5 * scale).all()
 
 
-def test_subgoals_are_of_normalised_observations():
+def test_the_first_update_takes_the_scale(walks):
+    model = make(walks)
+    scale = model.policy.subgoal_scale.clone()
+    model.policy.subgoal_scale.fill_(1)
+    model._subgoal_steps = None
+    model.learn(1)
+    th.testing.assert_close(model.policy.subgoal_scale, scale, rtol=0.05, atol=0)
+
+
+@pytest.mark.parametrize("is_set_later", [False, True])
+def test_subgoals_are_of_normalised_observations(is_set_later):
     demos = reach_demos(20)
     env = VecNormalize(DummyVecEnv([reach_env]), norm_reward=False)
-    raw, normalised = make(demos).policy.subgoal_scale, make(demos, env).policy.subgoal_scale
+    raw = make(demos).policy.subgoal_scale
+    model = IQL("HierarchicalPolicy", None if is_set_later else env, demos, n_steps=3, seed=0, device="cpu")
+    if is_set_later:
+        model.set_env(env)
+    normalised = model.learn(1).policy.subgoal_scale
+    assert not 0.9 < env.obs_rms.var[0] < 1.1
     # The second entry, the goal, never changes
     assert normalised[0].item() == pytest.approx(raw[0].item() / env.obs_rms.var[0] ** 0.5, rel=1e-3)
     assert normalised[1] == 1
+
+
+def test_the_low_level_gets_subgoals_that_the_high_level_can_have(walks):
+    model = make(walks)
+    model.policy.subgoal_scale *= 0.1
+    seen = []
+    distribution = model.low_level.distribution
+    model.low_level.distribution = lambda inputs: seen.append(inputs) or distribution(inputs)
+    model._run_updates(*draw(model, 50))
+    assert seen[0].shape == (50, 5)
+    assert seen[0][:, 3:].abs().max() == 1
+
+
+def test_the_low_levels_optimizer_is_saved(walks, tmp_path):
+    model = make(walks).learn(3)
+    model.save(tmp_path / "model")
+    saved, loaded = model.low_level.optimizer, IQL.load(tmp_path / "model").low_level.optimizer
+    for mine, its in zip(saved.state.values(), loaded.state.values(), strict=True):
+        th.testing.assert_close(mine["exp_avg"], its["exp_avg"])
+    assert len(saved.state) == 5
+
+
+def test_steps_are_counted_by_the_discount(walks):
+    model = make(walks, gamma=0.97)
+    batches, _ = draw(model, 100)
+    later = batches.observations.clone()
+    later[..., :2] += (batches.discounts.log() / math.log(0.97)).round()
+    _, _, ways = model._ways(batches._replace(next_observations=later))
+    th.testing.assert_close(ways, th.full((1, 100, 2), 3.0))
 
 
 def test_the_high_level_sees_the_first_entries_alone(walks):
@@ -253,6 +305,13 @@ def test_actions_lead_to_the_subgoal_that_the_policy_has(walks, deterministic):
     actions = model.predict(obs, deterministic=deterministic)[0]
     np.testing.assert_allclose(actions, expected, rtol=1e-6)
     assert (actions != other.numpy()).any()
+
+
+def test_training_mode_reaches_both_levels(walks):
+    model = make(walks)
+    for mode in (True, False, True):
+        model.policy.set_training_mode(mode)
+        assert all(module.training == mode for module in (model.policy, model.low_level, model.actor, model.critic))
 
 
 def test_networks_are_those_asked_for_and_saved(walks, tmp_path):
@@ -315,7 +374,10 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"gamma": 0.0}, r"gamma=0.0 must be in \(0, 1\)"),
         ({"gamma": 1 - 1e-8}, "is neither 1 nor 0"),
         ({"gamma": 0.01, "n_steps": 25}, "n_steps=25 is neither 1 nor 0"),
-        ({"replay_buffer_class": NStepReplayBuffer}, "leave replay_buffer_class out"),
+        ({"n_steps": 1}, "20 to 50"),
+        ({"replay_buffer_class": NStepReplayBuffer}, "leave replay_buffer_class=NStepReplayBuffer out"),
+        ({"replay_buffer_class": TensorReplayBuffer}, "leave replay_buffer_class=TensorReplayBuffer out"),
+        ({"policy_kwargs": {"low_level_net_arch": {"pi": [4]}}}, "must be a list of sizes"),
         ({"policy_kwargs": {"features_extractor_class": Learnt}}, "standardize_observations=True or VecNormalize"),
         ({"policy_kwargs": {"subgoal_entries": 2.0}}, "must be a whole number"),
         ({"policy_kwargs": {"subgoal_entries": True}}, "must be a whole number"),
@@ -329,8 +391,15 @@ def test_what_it_cannot_do_is_refused(walks, arguments, message):
         make(walks, **arguments)
 
 
+def test_what_is_changed_on_the_model_is_checked_too(walks):
+    model = make(walks)
+    model.gamma = 1.0
+    with pytest.raises(ValueError, match=r"gamma=1\.0 must be in"):
+        model.learn(1)
+
+
 def test_entries_that_never_change_are_no_subgoals(walks):
-    with pytest.raises(ValueError, match="those never change"):
+    with pytest.raises(ValueError, match="those hardly ever change"):
         make(replace(walks, frames=walks.frames * np.float32([0, 0, 1])))
     model = make(replace(walks, frames=walks.frames * np.float32([1, 0, 1])))
     assert model.policy.subgoal_scale[1] == 1

@@ -176,6 +176,13 @@ class GaussianActor(TanhMeanActor):
         super().__init__(*args, **kwargs)
         self.log_std = nn.Parameter(th.zeros(action_size(self.action_space)))
 
+    def get_extra_state(self) -> th.Tensor:
+        # Saved with the weights: a policy may be loaded without its algorithm
+        return th.tensor(self.is_deterministic)
+
+    def set_extra_state(self, state: th.Tensor) -> None:
+        self.is_deterministic = bool(state)
+
     def sample(self, obs: PyTorchObs, noise: th.Tensor) -> th.Tensor:
         """
         :param noise: standard normal noise, ``(..., batch, action_dim)``

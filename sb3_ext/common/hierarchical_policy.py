@@ -1,5 +1,6 @@
 """Where to go, and how: a policy whose actions are subgoals above a clone that gets there."""
 
+from numbers import Integral
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,7 +52,7 @@ class HierarchicalPolicy(BasePolicy):
     :param optimizer_kwargs: Its keyword arguments, without the learning rate.
     :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
-    :param high_level_kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
+    :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, or actions
         are discrete.
     """
@@ -76,7 +77,7 @@ class HierarchicalPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         subgoal_entries: int = 2,
         low_level_net_arch: list[int] | None = None,
-        **high_level_kwargs: Any,
+        **kwargs: Any,
     ):
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(
@@ -90,9 +91,11 @@ class HierarchicalPolicy(BasePolicy):
                 "observations by standardize_observations=True or VecNormalize."
             )
         n_entries = observation_space.shape[0]
-        is_int = isinstance(subgoal_entries, int) and not isinstance(subgoal_entries, bool)
+        is_int = isinstance(subgoal_entries, Integral) and not isinstance(subgoal_entries, bool)
         if not is_int or not 1 <= subgoal_entries <= n_entries:
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
+        if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
+            raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
         super().__init__(
             observation_space,
             action_space,
@@ -105,16 +108,14 @@ class HierarchicalPolicy(BasePolicy):
         self.features_extractor = self.make_features_extractor()  # type: ignore[assignment]
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.subgoal_entries, self.low_level_net_arch = subgoal_entries, low_level_net_arch
-        self.high_level_kwargs = high_level_kwargs
+        self._high_level_kwargs = kwargs
         shared: dict[str, Any] = {
             "activation_fn": activation_fn,
             "optimizer_class": optimizer_class,
             "optimizer_kwargs": optimizer_kwargs,
         }
         where, subgoal = _box(np.inf, subgoal_entries), _box(1, subgoal_entries)
-        self.high_level = self.high_level_class(
-            where, subgoal, lr_schedule, net_arch=net_arch, **shared, **high_level_kwargs
-        )
+        self.high_level = self.high_level_class(where, subgoal, lr_schedule, net_arch=net_arch, **shared, **kwargs)
         if low_level_net_arch is None:
             low_level_net_arch, _ = get_actor_critic_arch(self.high_level.net_arch)
         everything = _box(np.inf, n_entries + subgoal_entries)
@@ -140,7 +141,7 @@ class HierarchicalPolicy(BasePolicy):
         if not (scale > 0).any():
             raise ValueError(
                 f"Subgoals are where the data go in the first subgoal_entries={self.subgoal_entries} entries of the "
-                "observation, and those never change: policy_kwargs=dict(subgoal_entries=...)."
+                "observation, and those hardly ever change: policy_kwargs=dict(subgoal_entries=...)."
             )
         self.subgoal_scale.copy_(scale.where(scale > 0, 1))
 
@@ -158,6 +159,8 @@ class HierarchicalPolicy(BasePolicy):
         return self(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
+        if self.training == self.high_level.training == mode:
+            return  # SB3 asks at each step
         for policy in (self.high_level, self.low_level):
             policy.set_training_mode(mode)
         self.training = mode
@@ -176,7 +179,7 @@ class HierarchicalPolicy(BasePolicy):
             "optimizer_kwargs": self.optimizer_kwargs or None,
             "subgoal_entries": self.subgoal_entries,
             "low_level_net_arch": self.low_level_net_arch,
-            **self.high_level_kwargs,
+            **self._high_level_kwargs,
         }
 
 

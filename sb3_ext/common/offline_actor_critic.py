@@ -4,7 +4,6 @@ import math
 from typing import Any, ClassVar
 
 import torch as th
-from stable_baselines3.common.buffers import NStepReplayBuffer
 from stable_baselines3.common.policies import BasePolicy
 
 from sb3_ext.common.actors import GaussianActor, cloning_log_prob, set_deterministic
@@ -14,12 +13,11 @@ from sb3_ext.common.losses import ensemble_mse, td_target
 from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.schedules import as_schedule
-from sb3_ext.datasets.dataset import Dataset
 
 Scalars = dict[str, th.Tensor]
 
 # Rows of the data that the size of subgoals is taken from
-SCALE_SAMPLE = 100_000
+SCALE_SAMPLE = 20_000
 
 
 class OfflineActorCritic(OfflineAlgorithm):
@@ -41,7 +39,7 @@ class OfflineActorCritic(OfflineAlgorithm):
     # Whether what acts regresses to actions, instead of learning a distribution of them
     deterministic_actor = False
     # Saved with the model
-    _has_subgoal_scale = False
+    _subgoal_steps: int | None = None
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
@@ -95,23 +93,35 @@ class OfflineActorCritic(OfflineAlgorithm):
         super()._check_hierarchy()
         if not self._is_hierarchical:
             return
+        if self.n_steps == 1:
+            raise ValueError(
+                "HierarchicalPolicy says where to be n_steps later, and n_steps is 1: 20 to 50, say, is what it is for."
+            )
         # Discounts are float32
         if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
             raise ValueError(
                 f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1), and far enough "
                 f"from both that gamma to the power of n_steps={self.n_steps} is neither 1 nor 0."
             )
-        if self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, NStepReplayBuffer):
-            raise ValueError(f"n_steps={self.n_steps} does what NStepReplayBuffer does: leave replay_buffer_class out.")
+        if self.replay_buffer_class is not None and not self._chose_buffer:
+            raise ValueError(
+                f"HierarchicalPolicy needs a buffer that goes n_steps={self.n_steps} by itself: leave "
+                f"replay_buffer_class={self.replay_buffer_class.__name__} out."
+            )
 
-    def _attach(self, dataset: Dataset) -> None:
-        super()._attach(dataset)
-        if self._is_hierarchical and not self._has_subgoal_scale:
-            assert self.dataset_buffer is not None
-            self._initialise_normalization()  # ways are of observations as the policy gets them
-            _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE))
-            self.policy.set_subgoal_scale(ways.squeeze(0))
-            self._has_subgoal_scale = True
+    def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
+        # Not before the first update: until then another environment may bring a VecNormalize
+        if self._is_hierarchical and self._subgoal_steps != self.n_steps:
+            self._take_subgoal_scale()
+        return super()._run_updates(batches, noise)
+
+    def _take_subgoal_scale(self) -> None:
+        """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
+        self._require_dataset()
+        assert self.dataset_buffer is not None
+        _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE))
+        self.policy.set_subgoal_scale(ways.squeeze(0))
+        self._subgoal_steps = self.n_steps
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
         if not self._is_hierarchical:
@@ -134,7 +144,8 @@ class OfflineActorCritic(OfflineAlgorithm):
             episode ended after k < n steps n / k as much, ``(..., subgoal_entries)``
         """
         now, later = self.policy.features(batches.observations), self.policy.features(batches.next_observations)
-        steps = 1.0 if batches.discounts is None else (batches.discounts.log() / math.log(self.gamma)).round()
+        assert batches.discounts is not None
+        steps = (batches.discounts.log() / math.log(self.gamma)).round()
         return now, later, self.policy.where(later - now) * (self.n_steps / steps)
 
     def _update_low_level(self, inputs: th.Tensor, actions: th.Tensor) -> Scalars:

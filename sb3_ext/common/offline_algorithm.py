@@ -240,7 +240,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         own = self.policy_aliases.get("HierarchicalPolicy", ())
         if self._is_hierarchical and not issubclass(self.policy_class, own):
             name = type(self).__name__
-            fix = f"its own is policy='HierarchicalPolicy', not {self.policy_class}" if own else "AWAC and IQL have one"
+            fix = f"its own is policy='HierarchicalPolicy', not {self.policy_class}" if own else "all but BC have one"
             raise ValueError(f"{name} does not learn with that HierarchicalPolicy: {fix}.")
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
@@ -383,6 +383,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         tb_log_name: str = "run",
         progress_bar: bool = False,
     ) -> tuple[int, BaseCallback]:
+        self._check_hierarchy()  # arguments may have been changed on the model
         if self.dataset_buffer is not None:
             self._initialise_normalization()
         # Looked up for each collected reward
