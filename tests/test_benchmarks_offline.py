@@ -96,6 +96,10 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     online = suite.to_do([0], ["-online"], tmp_path)
     assert {name for name, _ in online} == {f"antmaze-umaze-online/{a}" for a in ("AWAC", "IQL", "ReBRAC", "Cal-QL")}
     assert "--online" in suite.plans()[online[0][0]].arguments
+    # As published, not as the configuration's hierarchy
+    assert {"policy=MlpPolicy", "deterministic_actor=false"} <= set(
+        suite.plans()["antmaze-umaze/IQL, MlpPolicy"].arguments
+    )
 
 
 def episodes():
