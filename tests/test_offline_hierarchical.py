@@ -373,8 +373,10 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"gamma": 1.0}, r"gamma=1.0 must be in \(0, 1\)"),
         ({"gamma": 0.0}, r"gamma=0.0 must be in \(0, 1\)"),
         ({"gamma": 1 - 1e-8}, "is neither 1 nor 0"),
-        ({"gamma": 0.01, "n_steps": 25}, "n_steps=25 is neither 1 nor 0"),
+        ({"gamma": 0.01, "n_steps": 25}, "counts n_steps=25 by discounts"),
         ({"n_steps": 1}, "20 to 50"),
+        ({"n_steps": 2.5}, "must be a whole number of at least 1"),
+        ({"policy_kwargs": {"subgoal_dim": 2}}, r"no arguments \['subgoal_dim'\], but .*'subgoal_entries'"),
         ({"replay_buffer_class": NStepReplayBuffer}, "leave replay_buffer_class=NStepReplayBuffer out"),
         ({"replay_buffer_class": TensorReplayBuffer}, "leave replay_buffer_class=TensorReplayBuffer out"),
         ({"policy_kwargs": {"low_level_net_arch": {"pi": [4]}}}, "must be a list of sizes"),
@@ -414,7 +416,7 @@ def test_critics_of_iql_judge_subgoals(walks):
 
 
 def test_observations_and_actions_that_it_cannot_do_are_refused():
-    with pytest.raises(ValueError, match="entries of vector observations"):
+    with pytest.raises(ValueError, match="MultiInputPolicy for Dicts"):
         make(reach_demos(2, dict_obs=True))
     demos = reach_demos(2)
     discrete = replace(demos, actions=np.zeros(len(demos), np.int64)).with_metadata(action_space=spaces.Discrete(2))
@@ -426,6 +428,8 @@ def test_no_other_algorithm_trains_it(walks):
     for algorithm in (AWAC, BC, ReBRAC, CalQL):
         with pytest.raises(ValueError, match=f"{algorithm.__name__} does not learn with that HierarchicalPolicy"):
             algorithm(HierarchicalPolicy, None, walks, device="cpu")
+    with pytest.raises(ValueError, match="BC has no HierarchicalPolicy, but MlpPolicy, CnnPolicy"):
+        BC("HierarchicalPolicy", None, walks, device="cpu")
     with pytest.raises(TypeError, match="learns from where the data went"):
         pretrain(make(walks), walks, steps=1)
 

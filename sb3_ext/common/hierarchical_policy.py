@@ -1,5 +1,6 @@
 """Where to go, and how: a policy whose actions are subgoals above a clone that gets there."""
 
+import inspect
 from numbers import Integral
 from typing import Any, ClassVar
 
@@ -18,6 +19,7 @@ from sb3_ext.common.standardize import StandardizingExtractor
 
 # Share of the data's subgoals, entry by entry, that lie within the limits of the high level's actions
 WITHIN_LIMITS = 0.999
+HIGH_LEVEL_ARGUMENTS = inspect.signature(EnsemblePolicy).parameters.keys()
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -53,8 +55,8 @@ class HierarchicalPolicy(BasePolicy):
     :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
-    :raises ValueError: observations are no vectors, have fewer entries or go through another network first, or actions
-        are discrete.
+    :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
+        discrete, or an argument is unknown.
     """
 
     high_level_class: ClassVar[Any]
@@ -81,7 +83,8 @@ class HierarchicalPolicy(BasePolicy):
     ):
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
             raise ValueError(
-                f"Subgoals are entries of vector observations, not of {observation_space}. Take another policy."
+                f"Subgoals are entries of vector observations, not of {observation_space}: take CnnPolicy for images, "
+                "MultiInputPolicy for Dicts."
             )
         if not isinstance(action_space, spaces.Box):
             raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {action_space}. Take MlpPolicy.")
@@ -96,6 +99,10 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
         if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
             raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
+        unknown = sorted(kwargs.keys() - HIGH_LEVEL_ARGUMENTS)
+        if unknown:
+            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch"})
+            raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
         super().__init__(
             observation_space,
             action_space,

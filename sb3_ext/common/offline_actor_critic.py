@@ -100,8 +100,8 @@ class OfflineActorCritic(OfflineAlgorithm):
         # Discounts are float32
         if not self.gamma <= 1 - 1e-6 or self.gamma**self.n_steps < 1e-30:
             raise ValueError(
-                f"HierarchicalPolicy counts steps by discounts: gamma={self.gamma} must be in (0, 1), and far enough "
-                f"from both that gamma to the power of n_steps={self.n_steps} is neither 1 nor 0."
+                f"HierarchicalPolicy counts n_steps={self.n_steps} by discounts: gamma={self.gamma} must be in (0, 1), "
+                "and far enough from both that gamma to the power of n_steps is neither 1 nor 0."
             )
         if self.replay_buffer_class is not None and not self._chose_buffer:
             raise ValueError(

@@ -25,7 +25,7 @@ from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
 from sb3_ext.common.hierarchical_policy import HierarchicalPolicy
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
-from sb3_ext.common.schedules import as_schedule
+from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.common.signatures import joint_signature
 from sb3_ext.datasets.dataset import Dataset, Metadata
 from sb3_ext.datasets.errors import DatasetError
@@ -180,11 +180,17 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         # For `help`, completion and RL Zoo: constructors end in **kwargs, which are arguments of the next class
         cls.__signature__ = joint_signature(cls)  # type: ignore[attr-defined]
 
+    def _get_policy_from_name(self, policy_name: str) -> type[BasePolicy]:
+        if policy_name not in self.policy_aliases:
+            raise ValueError(f"{type(self).__name__} has no {policy_name}, but {', '.join(self.policy_aliases)}.")
+        return self.policy_aliases[policy_name]
+
     def _check_arguments(self) -> None:
         if not 0 <= self.offline_ratio <= 1:
             raise ValueError(f"offline_ratio={self.offline_ratio} is a share of each batch and must be in [0, 1].")
-        if self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps} must be at least 1.")
+        if not is_whole(self.n_steps) or self.n_steps < 1:
+            raise ValueError(f"n_steps={self.n_steps!r} must be a whole number of at least 1.")
+        self.n_steps = int(self.n_steps)
         if self.n_offline_steps is not None and self.n_offline_steps < 0:
             raise ValueError(f"n_offline_steps={self.n_offline_steps} must be at least 0, or None.")
 
