@@ -48,13 +48,14 @@ FALLS_END = (
     "moving_steps]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
-# IQL as published, where the configuration has a hierarchical policy: gradient steps, what differs
-FLAT_IQL = {
-    "antmaze-umaze": (
+# As published, where the configuration has a hierarchical policy: gradient steps, what differs
+FLAT = {
+    "antmaze-umaze/AWAC": (20_000, ("n_steps=10", "deterministic_actor=false")),
+    "antmaze-umaze/IQL": (
         20_000,
         ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1", "deterministic_actor=false"),
     ),
-    "antmaze-medium-diverse": (
+    "antmaze-medium-diverse/IQL": (
         40_000,
         ("n_steps=25", "dataset_kwargs={reward_shift: -1}", "deterministic_actor=false", "policy_kwargs=null"),
     ),
@@ -118,10 +119,10 @@ def plans() -> dict[str, Plan]:
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
-            if name == "IQL" and dataset in FLAT_IQL:
-                steps, changes = FLAT_IQL[dataset]
+            if f"{dataset}/{name}" in FLAT:
+                steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)
-                found[f"{dataset}/IQL, MlpPolicy"] = flat
+                found[f"{dataset}/{name}, MlpPolicy"] = flat
             if f"{dataset}/{name}" == IN_BF16:
                 found[f"{IN_BF16}, bf16"] = plan(dataset, algo, "--set", "matmul_precision=bf16")
         for name, algo in PEERS.items():
