@@ -88,7 +88,7 @@ def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
             **kwargs,
         },
     )
-    if model._is_hierarchical and model.dataset_buffer.n_steps == model.n_steps:
+    if model._is_hierarchical:
         model._take_subgoal_scale()  # as the first update does
     return model
 
