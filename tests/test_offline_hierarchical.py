@@ -89,7 +89,7 @@ def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
         },
     )
     if model._is_hierarchical:
-        model._take_subgoal_scale()  # as the first update does
+        model._take_subgoal_sizes()  # as the first update does
     return model
 
 
@@ -307,6 +307,45 @@ def test_actions_lead_to_the_subgoal_that_the_policy_has(walks, deterministic):
     assert (actions != other.numpy()).any()
 
 
+def test_all_subgoals_that_are_played_are_of_a_length_that_data_have(walks, tmp_path):
+    model = make(walks, policy_kwargs={"subgoal_quantile": 0.75})
+    policy = model.policy
+    lengths = policy.subgoals(model._ways(draw(model, 20_000)[0])[2]).norm(dim=-1)
+    assert (lengths < policy.subgoal_length).float().mean().item() == pytest.approx(0.75, abs=0.02)
+    obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32)
+    features = policy.features(th.tensor(obs))
+    with th.no_grad():
+        learnt = policy.high_level(features[:, :2], deterministic=True)
+        played = (learnt / learnt.norm(dim=1, keepdim=True) * policy.subgoal_length).clamp(-1, 1)
+        expected = model.low_level(th.cat([features, played], dim=1), deterministic=True).clamp(-1, 1)
+    assert learnt.norm(dim=1).std() > 0.01
+    actions = model.predict(obs, deterministic=True)[0]
+    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
+    model.save(tmp_path / "model")
+    assert (IQL.load(tmp_path / "model").predict(obs, deterministic=True)[0] == actions).all()
+    policy.save(tmp_path / "policy")
+    assert (HierarchicalPolicy.load(tmp_path / "policy").predict(obs, deterministic=True)[0] == actions).all()
+    # The longest of all along the diagonal are within the limits too
+    policy.subgoal_length.fill_(2**0.5)
+    assert policy.chosen_subgoals(features[:, :2]).abs().max() == 1
+
+
+def test_lengths_of_subgoals_are_for_playing_alone(walks):
+    losses = []
+    for quantile in (None, 0.9):
+        model = make(walks, policy_kwargs={"subgoal_quantile": quantile})
+        losses.append(model._run_updates(*draw(model, 64)).means())
+    assert losses[0] == losses[1]
+
+
+def test_a_subgoal_of_no_length_stays_one(walks):
+    policy = make(walks, policy_kwargs={"subgoal_quantile": 0.5}).policy
+    with th.no_grad():
+        for parameter in policy.high_level.actor.mlp[-1].parameters():
+            parameter.zero_()
+    assert (policy.chosen_subgoals(th.zeros(3, 2)) == 0).all()
+
+
 def test_training_mode_reaches_both_levels(walks):
     model = make(walks)
     for mode in (True, False, True):
@@ -385,6 +424,8 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"policy_kwargs": {"subgoal_entries": True}}, "must be a whole number"),
         ({"policy_kwargs": {"subgoal_entries": 4}}, r"whole number in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_entries": 0}}, r"whole number in \[1, 3\]"),
+        ({"policy_kwargs": {"subgoal_quantile": 0.0}}, r"subgoal_quantile=0.0 must be in \(0, 1\]"),
+        ({"policy_kwargs": {"subgoal_quantile": 85}}, r"subgoal_quantile=85 must be in \(0, 1\]"),
         ({"algorithm": ReBRAC, "critic_bc_coef": 0.01}, "critic_bc_coef=0 with HierarchicalPolicy"),
     ],
 )

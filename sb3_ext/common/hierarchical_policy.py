@@ -41,6 +41,10 @@ class HierarchicalPolicy(BasePolicy):
 
     or regresses to them where the algorithm's actor is deterministic.
 
+    Where the data disagree about the way, the action that an algorithm learns is a mean of theirs: its direction is a
+    choice, its length is short because they disagree. ``subgoal_quantile`` gives all subgoals that are played the same
+    length, one of those that the data have.
+
     One that derives from it has ``high_level_class``.
 
     :param observation_space: Observation space, a Box of vectors.
@@ -54,6 +58,8 @@ class HierarchicalPolicy(BasePolicy):
     :param optimizer_kwargs: Its keyword arguments, without the learning rate.
     :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
+    :param subgoal_quantile: In (0, 1]: subgoals that are played are as long as this quantile of the data's, entry by
+        entry relative to c. None plays them as they are.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
         discrete, or an argument is unknown.
@@ -65,6 +71,8 @@ class HierarchicalPolicy(BasePolicy):
     features_extractor: FlattenExtractor
     # How far a subgoal of 1 is, (subgoal_entries,)
     subgoal_scale: th.Tensor
+    # Of all that are played with a `subgoal_quantile`, relative to the scale, a scalar
+    subgoal_length: th.Tensor
 
     def __init__(
         self,
@@ -79,6 +87,7 @@ class HierarchicalPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         subgoal_entries: int = 2,
         low_level_net_arch: list[int] | None = None,
+        subgoal_quantile: float | None = None,
         **kwargs: Any,
     ):
         if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
@@ -99,9 +108,11 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
         if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
             raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
+        if subgoal_quantile is not None and not 0 < subgoal_quantile <= 1:
+            raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
         unknown = sorted(kwargs.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
-            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch"})
+            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch", "subgoal_quantile"})
             raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
         super().__init__(
             observation_space,
@@ -115,6 +126,7 @@ class HierarchicalPolicy(BasePolicy):
         self.features_extractor = self.make_features_extractor()  # type: ignore[assignment]
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.subgoal_entries, self.low_level_net_arch = subgoal_entries, low_level_net_arch
+        self.subgoal_quantile = subgoal_quantile
         self._high_level_kwargs = kwargs
         shared: dict[str, Any] = {
             "activation_fn": activation_fn,
@@ -128,6 +140,7 @@ class HierarchicalPolicy(BasePolicy):
         everything = _box(np.inf, n_entries + subgoal_entries)
         self.low_level = CloningPolicy(everything, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
         self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
+        self.register_buffer("subgoal_length", th.ones(()))
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """Flat, standardised if they are to be, ``(..., obs_dim) -> (..., obs_dim)``."""
@@ -139,7 +152,7 @@ class HierarchicalPolicy(BasePolicy):
         """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
         return features[..., : self.subgoal_entries]
 
-    def set_subgoal_scale(self, ways: th.Tensor) -> None:
+    def take_subgoal_sizes(self, ways: th.Tensor) -> None:
         """
         :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
         :raises ValueError: all of them are always the same
@@ -151,15 +164,25 @@ class HierarchicalPolicy(BasePolicy):
                 "observation, and those hardly ever change: policy_kwargs=dict(subgoal_entries=...)."
             )
         self.subgoal_scale.copy_(scale.where(scale > 0, 1))
+        if self.subgoal_quantile is not None:
+            self.subgoal_length.copy_(self.subgoals(ways).norm(dim=-1).quantile(self.subgoal_quantile))
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
         return (ways / self.subgoal_scale).clamp(-1, 1)
 
+    def chosen_subgoals(self, where: th.Tensor) -> th.Tensor:
+        """What the low level is asked for, ``(batch, subgoal_entries) -> (batch, subgoal_entries)``, in [-1, 1]."""
+        # Never drawn: drawn anew at each step, subgoals would come to their mean
+        subgoals = self.high_level(where, deterministic=True)
+        if self.subgoal_quantile is None:
+            return subgoals
+        lengths = subgoals.norm(dim=-1, keepdim=True).clamp(min=th.finfo(subgoals.dtype).tiny)
+        return (subgoals / lengths * self.subgoal_length).clamp(-1, 1)
+
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         features = self.features(obs)
-        # Never drawn: drawn anew at each step, subgoals would come to their mean
-        subgoals = self.high_level(self.where(features), deterministic=True)
+        subgoals = self.chosen_subgoals(self.where(features))
         return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
@@ -186,6 +209,7 @@ class HierarchicalPolicy(BasePolicy):
             "optimizer_kwargs": self.optimizer_kwargs or None,
             "subgoal_entries": self.subgoal_entries,
             "low_level_net_arch": self.low_level_net_arch,
+            "subgoal_quantile": self.subgoal_quantile,
             **self._high_level_kwargs,
         }
 

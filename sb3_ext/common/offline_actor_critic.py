@@ -16,8 +16,8 @@ from sb3_ext.common.schedules import as_schedule
 
 Scalars = dict[str, th.Tensor]
 
-# Rows of the data that the size of subgoals is taken from
-SCALE_SAMPLE = 20_000
+# Rows of the data that the sizes of subgoals are taken from
+SIZES_SAMPLE = 20_000
 
 
 class OfflineActorCritic(OfflineAlgorithm):
@@ -112,15 +112,15 @@ class OfflineActorCritic(OfflineAlgorithm):
     def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
         # Not before the first update: until then another environment may bring a VecNormalize
         if self._is_hierarchical and self._subgoal_steps != self.n_steps:
-            self._take_subgoal_scale()
+            self._take_subgoal_sizes()
         return super()._run_updates(batches, noise)
 
-    def _take_subgoal_scale(self) -> None:
+    def _take_subgoal_sizes(self) -> None:
         """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
         self._require_dataset()
         assert self.dataset_buffer is not None
-        _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SCALE_SAMPLE))
-        self.policy.set_subgoal_scale(ways.squeeze(0))
+        _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
+        self.policy.take_subgoal_sizes(ways.squeeze(0))
         self._subgoal_steps = self.n_steps
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
