@@ -578,8 +578,9 @@ def test_top_percent_clones_the_best_episodes(demos):
     assert model.dataset_metadata["transforms"] == [{"name": "top_episodes", "percent": 25.0}]
 
 
-def test_cosine_of_the_actors_learning_rate(demos):
-    model = make(IQL, demos, actor_learning_rate="cos_1e-3", learning_rate=5e-4).learn(100)
+@pytest.mark.parametrize("algorithm", [AWAC, IQL, ReBRAC, CalQL, EDAC])
+def test_cosine_of_the_actors_learning_rate(demos, algorithm):
+    model = make(algorithm, demos, actor_learning_rate="cos_1e-3", learning_rate=5e-4).learn(100)
     assert model.critic.optimizer.param_groups[0]["lr"] == 5e-4
     # Rates are set per chunk of 50 updates: the last one was half way
     assert model.actor.optimizer.param_groups[0]["lr"] == pytest.approx(0.5e-3)

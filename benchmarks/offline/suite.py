@@ -48,6 +48,7 @@ FALLS_END = (
     "moving_steps]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
+FLAT_ON_MEDIUM = ("n_steps=10", "gamma=0.995", "tau=0.01", "learning_rate=cos_1e-3", "dataset_kwargs={reward_shift: -1}")
 # As published, where the configuration has a hierarchical policy: gradient steps, what differs
 FLAT = {
     "antmaze-umaze/AWAC": (20_000, ("n_steps=10", "deterministic_actor=false")),
@@ -55,9 +56,37 @@ FLAT = {
         20_000,
         ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1", "deterministic_actor=false"),
     ),
+    "antmaze-medium-diverse/AWAC": (
+        20_000,
+        (*FLAT_ON_MEDIUM, "deterministic_actor=false", "awac_lambda=3.0", "policy_kwargs=null"),
+    ),
     "antmaze-medium-diverse/IQL": (
         40_000,
         ("n_steps=25", "dataset_kwargs={reward_shift: -1}", "deterministic_actor=false", "policy_kwargs=null"),
+    ),
+    "antmaze-medium-diverse/ReBRAC": (
+        20_000,
+        (
+            *FLAT_ON_MEDIUM,
+            "actor_bc_coef=1.0",
+            "actor_learning_rate=null",
+            "target_policy_noise=null",
+            "batch_size=null",
+            "policy_kwargs={net_arch: [256, 256]}",
+        ),
+    ),
+    "antmaze-medium-diverse/Cal-QL": (
+        20_000,
+        (
+            *FLAT_ON_MEDIUM,
+            "cql_alpha=5.0",
+            "actor_bc_coef=1.0",
+            "actor_learning_rate=null",
+            "ent_coef=null",
+            "n_critics=null",
+            "batch_size=null",
+            "policy_kwargs=null",
+        ),
     ),
 }
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}

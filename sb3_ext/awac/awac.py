@@ -37,7 +37,8 @@ class AWAC(WeightedCloningAlgorithm):
     :param max_weight: The greatest exponential weight.
     :param n_value_samples: Actions of the policy that the value of a state is the mean of.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
-    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic`, such as
+        ``actor_learning_rate``, and of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -40,7 +40,8 @@ class CalQL(EntropyRegularizedAlgorithm):
     :param max_target_backup: Targets have the greatest value of m next actions, instead of that of one.
     :param backup_entropy: Targets have the entropy bonus of the next action; the authors leave it out, since returns of
         the data have none.
-    :param kwargs: Arguments of :class:`~sb3_ext.common.entropy_regularized.EntropyRegularizedAlgorithm` and of
+    :param kwargs: Arguments of :class:`~sb3_ext.common.entropy_regularized.EntropyRegularizedAlgorithm`, of
+        :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic` and of
         :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
 

@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ext.common.actors import GaussianActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
@@ -13,6 +14,7 @@ from sb3_ext.common.losses import ensemble_mse, td_target
 from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.schedules import as_schedule
+from sb3_ext.datasets.load import DatasetLike
 
 Scalars = dict[str, th.Tensor]
 
@@ -26,6 +28,13 @@ class OfflineActorCritic(OfflineAlgorithm):
     :class:`~sb3_ext.common.hierarchical_policy.HierarchicalPolicy` those are the high level's: for them states are the
     first entries of the observation, and actions subgoals that n steps of the data came to. ``low_level`` clones the
     data's actions.
+
+    :param policy: see :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`, as all further arguments
+    :param env: Environment for online training, or None.
+    :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
+    :param actor_learning_rate: Learning rate of the actor, and of a hierarchy's low level, such as ``"cos_3e-4"`` (a
+        cosine to 0); ``learning_rate`` if None.
+    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {}
@@ -41,8 +50,22 @@ class OfflineActorCritic(OfflineAlgorithm):
     # Saved with the model
     _subgoal_steps: int | None = None
 
+    def __init__(
+        self,
+        policy: str | type[BasePolicy],
+        env: GymEnv | str | None = None,
+        dataset: DatasetLike | None = None,
+        *,
+        actor_learning_rate: float | str | Schedule | None = None,
+        **kwargs: Any,
+    ):
+        self.actor_learning_rate = actor_learning_rate
+        super().__init__(policy, env, dataset, **kwargs)
+
     def _check_arguments(self) -> None:
         super()._check_arguments()
+        if self.actor_learning_rate is not None:
+            as_schedule(self.actor_learning_rate, "actor_learning_rate")
         for name in self.bc_coef_names:
             as_schedule(getattr(self, name), name)
 
@@ -68,6 +91,11 @@ class OfflineActorCritic(OfflineAlgorithm):
         for name, value in self._current_bc_coefs().items():
             self._bc_coefs[name].fill_(value)
             self.logger.record(f"train/{name}", value)
+        if self.actor_learning_rate is not None:
+            rate = as_schedule(self.actor_learning_rate, "actor_learning_rate")(self._current_progress_remaining)
+            for optimizer in self._actor_optimizers():
+                optimizer.param_groups[0]["lr"] = rate
+            self.logger.record("train/actor_learning_rate", rate)
 
     def _bellman_loss(self, batch: Samples, q_values: th.Tensor, next_values: th.Tensor) -> tuple[th.Tensor, Scalars]:
         """

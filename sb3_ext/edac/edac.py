@@ -30,7 +30,8 @@ class EDAC(EntropyRegularizedAlgorithm):
     :param dataset: Whatever :func:`sb3_ext.datasets.load` takes.
     :param eta: Weight of the similarity, at least 0.
     :param n_critics: Number of critics, at least 2 unless ``eta=0``.
-    :param kwargs: Arguments of :class:`~sb3_ext.common.entropy_regularized.EntropyRegularizedAlgorithm` and of
+    :param kwargs: Arguments of :class:`~sb3_ext.common.entropy_regularized.EntropyRegularizedAlgorithm`, of
+        :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic` and of
         :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import GymEnv
 
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.hierarchical_policy import HierarchicalValuePolicy
@@ -15,7 +15,6 @@ from sb3_ext.common.offline_policies import (
     ValueNetwork,
     ValuePolicy,
 )
-from sb3_ext.common.schedules import as_schedule
 from sb3_ext.common.weighted_cloning import Scalars, WeightedCloningAlgorithm
 from sb3_ext.datasets.load import DatasetLike
 
@@ -53,9 +52,8 @@ class IQL(WeightedCloningAlgorithm):
     :param action_values: False for implicit V-learning, with ``n_steps`` of 20 to 50, say. The critics then stay as
         they are: ``tau`` and what ``policy_kwargs`` says of them (``n_critics``, ``layer_norm``) have no effect.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
-    :param actor_learning_rate: Learning rate of the actor, such as ``"cos_3e-4"`` (a cosine to 0, the paper's);
-        ``learning_rate`` if None.
-    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic`, such as
+        ``actor_learning_rate`` (the paper's is ``"cos_3e-4"``), and of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     :raises ValueError: an argument is out of its range.
     """
 
@@ -78,7 +76,6 @@ class IQL(WeightedCloningAlgorithm):
         max_weight: float = 100.0,
         action_values: bool = True,
         deterministic_actor: bool = False,
-        actor_learning_rate: float | str | Schedule | None = None,
         **kwargs: Any,
     ):
         self.expectile = expectile
@@ -86,13 +83,10 @@ class IQL(WeightedCloningAlgorithm):
         self.max_weight = max_weight
         self.action_values = action_values
         self.deterministic_actor = deterministic_actor
-        self.actor_learning_rate = actor_learning_rate
         super().__init__(policy, env, dataset, **kwargs)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.actor_learning_rate is not None:
-            as_schedule(self.actor_learning_rate, "actor_learning_rate")
         if not 0 < self.expectile < 1:
             raise ValueError(f"expectile={self.expectile} must be in (0, 1).")
         if not isinstance(self.action_values, bool):
@@ -101,14 +95,6 @@ class IQL(WeightedCloningAlgorithm):
             raise ValueError(
                 f"weight_temp={self.weight_temp} must be at least 0, max_weight={self.max_weight} above 0."
             )
-
-    def _update_schedules(self) -> None:
-        super()._update_schedules()
-        if self.actor_learning_rate is not None:
-            rate = as_schedule(self.actor_learning_rate, "actor_learning_rate")(self._current_progress_remaining)
-            for optimizer in self._actor_optimizers():
-                optimizer.param_groups[0]["lr"] = rate
-            self.logger.record("train/actor_learning_rate", rate)
 
     def _update_name(self, n: int) -> str:
         return "_update" if self.action_values else "_update_without_critics"

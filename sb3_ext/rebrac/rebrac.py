@@ -42,7 +42,8 @@ class ReBRAC(OfflineActorCritic):
     :param policy_delay: Critic updates for each update of the actor and the targets.
     :param target_policy_noise: Standard deviation of the noise on target actions, whose range is [-1, 1].
     :param target_noise_clip: The largest such noise.
-    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+    :param kwargs: Arguments of :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic`, such as
+        ``actor_learning_rate``, and of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
