@@ -48,7 +48,13 @@ FALLS_END = (
     "moving_steps]}",
 )
 ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
-FLAT_ON_MEDIUM = ("n_steps=10", "gamma=0.995", "tau=0.01", "learning_rate=cos_1e-3", "dataset_kwargs={reward_shift: -1}")
+FLAT_ON_MEDIUM = (
+    "n_steps=10",
+    "gamma=0.995",
+    "tau=0.01",
+    "learning_rate=cos_1e-3",
+    "dataset_kwargs={reward_shift: -1}",
+)
 # As published, where the configuration has a hierarchical policy: gradient steps, what differs
 FLAT = {
     "antmaze-umaze/AWAC": (20_000, ("n_steps=10", "deterministic_actor=false")),

@@ -53,7 +53,8 @@ class IQL(WeightedCloningAlgorithm):
         they are: ``tau`` and what ``policy_kwargs`` says of them (``n_critics``, ``layer_norm``) have no effect.
     :param deterministic_actor: Regress to the weighted actions instead of maximising their log-likelihood.
     :param kwargs: Arguments of :class:`~sb3_ext.common.offline_actor_critic.OfflineActorCritic`, such as
-        ``actor_learning_rate`` (the paper's is ``"cos_3e-4"``), and of :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
+        ``actor_learning_rate`` (the paper's is ``"cos_3e-4"``), and of
+        :class:`~sb3_ext.common.offline_algorithm.OfflineAlgorithm`.
     :raises ValueError: an argument is out of its range.
     """
 
