@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from line_envs import shared_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ["bc_pretrain_steps=20", "utd_ratio=1", "n_critics=2", "demos=scripted:1"]
@@ -56,6 +57,18 @@ def test_python_of_the_offline_page_runs(tmp_path):
     (tmp_path / "offline.py").write_text(code.replace("2_000", "20"))
     run(tmp_path, "offline.py")
     assert (tmp_path / "iql.zip").exists()
+
+
+def test_hierarchies_of_the_offline_page_run(tmp_path):
+    examples = [code for code in blocks("docs/offline.md", "python") if "HierarchicalPolicy" in code]
+    assert len(examples) == 2
+    for code in examples:
+        (name,) = re.findall(r'dataset="(antmaze-.*)\.hdf5"', code)
+        (tmp_path / f"{name}.hdf5").symlink_to(shared_file(name))
+        small = code.replace("learn(20_000)", "learn(4)")
+        assert small != code
+        (tmp_path / "hierarchy.py").write_text(small)
+        run(tmp_path, "hierarchy.py")
 
 
 def test_python_of_the_bcppo_page_runs(tmp_path):

@@ -70,10 +70,11 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        if self.policy_kwargs.get("n_critics", self.n_critics) != self.n_critics:
+        of_policy = self.policy_kwargs.get("n_critics", self.n_critics)
+        if of_policy != self.n_critics:
             raise ValueError(
-                f"n_critics={self.n_critics}, but policy_kwargs has n_critics={self.policy_kwargs['n_critics']}: leave "
-                "it out there."
+                f"{type(self).__name__} has n_critics={self.n_critics}, but policy_kwargs n_critics={of_policy}: it is "
+                f"an argument of {type(self).__name__} itself, leave it out there."
             )
         if self.n_critics < 1:
             raise ValueError(f"n_critics={self.n_critics} must be at least 1.")

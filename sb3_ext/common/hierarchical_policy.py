@@ -41,9 +41,9 @@ class HierarchicalPolicy(BasePolicy):
 
     or regresses to them where the algorithm's actor is deterministic.
 
-    Where the data disagree about the way, the action that an algorithm learns is a mean of theirs: its direction is a
-    choice, its length is short because they disagree. ``subgoal_quantile`` gives all subgoals that are played the same
-    length, one of those that the data have.
+    Where the data disagree about the way, the subgoal that an algorithm learns is an average: its direction means
+    something, but averaging shortens it. With ``subgoal_quantile`` subgoals are played with one length, which the data
+    have.
 
     One that derives from it has ``high_level_class``.
 
@@ -58,8 +58,8 @@ class HierarchicalPolicy(BasePolicy):
     :param optimizer_kwargs: Its keyword arguments, without the learning rate.
     :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
-    :param subgoal_quantile: In (0, 1]: subgoals that are played are as long as this quantile of the data's, entry by
-        entry relative to c. None plays them as they are.
+    :param subgoal_quantile: In (0, 1]: subgoals are played as long as this quantile of the data's, lengths being those
+        after dividing by c, with each entry clipped to [-1, 1]. None plays them as they were learnt.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
         discrete, or an argument is unknown.
