@@ -578,7 +578,13 @@ def test_top_percent_clones_the_best_episodes(demos):
     assert model.dataset_metadata["transforms"] == [{"name": "top_episodes", "percent": 25.0}]
 
 
-@pytest.mark.parametrize("algorithm", [AWAC, IQL, ReBRAC, CalQL, EDAC])
+def test_a_rate_of_the_actor_that_turns_negative_stops(demos):
+    model = make(AWAC, demos, actor_learning_rate=lambda progress: progress - 0.6)
+    with pytest.raises(ValueError, match=r"actor_learning_rate is -0\..* must not be negative"):
+        model.learn(100)
+
+
+@pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
 def test_cosine_of_the_actors_learning_rate(demos, algorithm):
     model = make(algorithm, demos, actor_learning_rate="cos_1e-3", learning_rate=5e-4).learn(100)
     assert model.critic.optimizer.param_groups[0]["lr"] == 5e-4
@@ -592,6 +598,8 @@ def test_cosine_of_the_actors_learning_rate(demos, algorithm):
         (AWAC, {"awac_lambda": 0.0}, "must be above 0"),
         (AWAC, {"weighting": "hard"}, "must be one of"),
         (AWAC, {"n_value_samples": 0}, "at least 1"),
+        (AWAC, {"actor_learning_rate": -1e-3}, "actor_learning_rate"),
+        (AWAC, {"actor_learning_rate": "cos"}, "actor_learning_rate"),
         (IQL, {"expectile": 1.0}, r"must be in \(0, 1\)"),
         (IQL, {"weight_temp": -1.0}, "at least 0"),
         (IQL, {"action_values": None}, "must be True or False"),

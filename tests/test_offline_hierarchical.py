@@ -232,7 +232,7 @@ def test_the_first_update_takes_the_scale(walks):
     model = make(walks)
     scale = model.policy.subgoal_scale.clone()
     model.policy.subgoal_scale.fill_(1)
-    model._subgoal_steps = None
+    model._sized_for = None
     model.learn(1)
     th.testing.assert_close(model.policy.subgoal_scale, scale, rtol=0.05, atol=0)
 
@@ -316,7 +316,8 @@ def test_all_subgoals_that_are_played_are_of_a_length_that_data_have(walks, tmp_
     features = policy.features(th.tensor(obs))
     with th.no_grad():
         learnt = policy.high_level(features[:, :2], deterministic=True)
-        played = (learnt / learnt.norm(dim=1, keepdim=True) * policy.subgoal_length).clamp(-1, 1)
+        played = learnt / learnt.norm(dim=1, keepdim=True) * policy.subgoal_length
+        played = played / played.abs().max(dim=1, keepdim=True).values.clamp(min=1)
         expected = model.low_level(th.cat([features, played], dim=1), deterministic=True).clamp(-1, 1)
     assert learnt.norm(dim=1).std() > 0.01
     actions = model.predict(obs, deterministic=True)[0]
@@ -325,9 +326,19 @@ def test_all_subgoals_that_are_played_are_of_a_length_that_data_have(walks, tmp_
     assert (IQL.load(tmp_path / "model").predict(obs, deterministic=True)[0] == actions).all()
     policy.save(tmp_path / "policy")
     assert (HierarchicalPolicy.load(tmp_path / "policy").predict(obs, deterministic=True)[0] == actions).all()
-    # The longest of all along the diagonal are within the limits too
+    # The longest of all have the same direction within the limits
     policy.subgoal_length.fill_(2**0.5)
-    assert policy.chosen_subgoals(features[:, :2]).abs().max() == 1
+    longest = policy.chosen_subgoals(features[:, :2])
+    np.testing.assert_allclose(longest.abs().max(dim=1).values.detach(), 1, rtol=1e-6)
+    np.testing.assert_allclose(th.cosine_similarity(longest, learnt).detach(), 1, rtol=1e-5)
+
+
+def test_another_quantile_is_another_length(walks):
+    model = make(walks, policy_kwargs={"subgoal_quantile": 0.5})
+    length = model.policy.subgoal_length.clone()
+    model.policy.subgoal_quantile = 0.9
+    model.learn(1)
+    assert model.policy.subgoal_length > 1.05 * length
 
 
 def test_lengths_of_subgoals_are_for_playing_alone(walks):
@@ -425,6 +436,8 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"policy_kwargs": {"subgoal_entries": 4}}, r"whole number in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_entries": 0}}, r"whole number in \[1, 3\]"),
         ({"policy_kwargs": {"subgoal_quantile": 0.0}}, r"subgoal_quantile=0.0 must be in \(0, 1\]"),
+        ({"policy_kwargs": {"subgoal_quantile": True}}, r"subgoal_quantile=True must be in \(0, 1\]"),
+        ({"policy_kwargs": {"subgoal_quantile": "0.8"}}, r"subgoal_quantile='0.8' must be in \(0, 1\]"),
         ({"policy_kwargs": {"subgoal_quantile": 85}}, r"subgoal_quantile=85 must be in \(0, 1\]"),
         ({"algorithm": ReBRAC, "critic_bc_coef": 0.01}, "critic_bc_coef=0 with HierarchicalPolicy"),
     ],

@@ -1,7 +1,7 @@
 """Where to go, and how: a policy whose actions are subgoals above a clone that gets there."""
 
 import inspect
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +11,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
+from torch.nn import functional
 
 from sb3_ext.common.actors import GaussianActor
 from sb3_ext.common.offline_policies import CloningPolicy, ValuePolicy, WeightedCloningPolicy
@@ -59,7 +60,7 @@ class HierarchicalPolicy(BasePolicy):
     :param subgoal_entries: Number of entries at the start of the observation that are a subgoal, such as 2 for x and y.
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
     :param subgoal_quantile: In (0, 1]: subgoals are played as long as this quantile of the data's, lengths being those
-        after dividing by c, with each entry clipped to [-1, 1]. None plays them as they were learnt.
+        after dividing by c; shorter where an entry would leave [-1, 1]. None plays them as they were learnt.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
         discrete, or an argument is unknown.
@@ -108,7 +109,8 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
         if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
             raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
-        if subgoal_quantile is not None and not 0 < subgoal_quantile <= 1:
+        is_real = isinstance(subgoal_quantile, Real) and not isinstance(subgoal_quantile, bool)
+        if subgoal_quantile is not None and not (is_real and 0 < subgoal_quantile <= 1):
             raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
         unknown = sorted(kwargs.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
@@ -177,8 +179,9 @@ class HierarchicalPolicy(BasePolicy):
         subgoals = self.high_level(where, deterministic=True)
         if self.subgoal_quantile is None:
             return subgoals
-        lengths = subgoals.norm(dim=-1, keepdim=True).clamp(min=th.finfo(subgoals.dtype).tiny)
-        return (subgoals / lengths * self.subgoal_length).clamp(-1, 1)
+        subgoals = functional.normalize(subgoals, dim=-1) * self.subgoal_length
+        # An entry beyond the limits makes all of them smaller: clipping it would turn the direction
+        return subgoals / subgoals.abs().amax(dim=-1, keepdim=True).clamp(min=1)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         features = self.features(obs)

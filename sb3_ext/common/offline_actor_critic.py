@@ -47,8 +47,8 @@ class OfflineActorCritic(OfflineAlgorithm):
     low_level: GaussianActor
     # Whether what acts regresses to actions, instead of learning a distribution of them
     deterministic_actor = False
-    # Saved with the model
-    _subgoal_steps: int | None = None
+    # What the sizes of subgoals were taken for, n_steps and the quantile; saved with the model
+    _sized_for: list[float | None] | None = None
 
     def __init__(
         self,
@@ -78,13 +78,16 @@ class OfflineActorCritic(OfflineAlgorithm):
         if self._is_hierarchical:
             set_deterministic(self.low_level, self.deterministic_actor)
 
-    def _current_bc_coefs(self) -> dict[str, float]:
+    def _scheduled(self, name: str) -> float:
+        """What an argument that may follow a schedule is now."""
         progress = self._current_progress_remaining
-        coefs = {name: as_schedule(getattr(self, name), name)(progress) for name in self.bc_coef_names}
-        for name, value in coefs.items():
-            if not value >= 0:
-                raise ValueError(f"{name} is {value} with {progress:.2f} of `learn` left: it must not be negative.")
-        return coefs
+        value = as_schedule(getattr(self, name), name)(progress)
+        if not value >= 0:
+            raise ValueError(f"{name} is {value} with {progress:.2f} of `learn` left: it must not be negative.")
+        return value
+
+    def _current_bc_coefs(self) -> dict[str, float]:
+        return {name: self._scheduled(name) for name in self.bc_coef_names}
 
     def _update_schedules(self) -> None:
         super()._update_schedules()
@@ -92,7 +95,7 @@ class OfflineActorCritic(OfflineAlgorithm):
             self._bc_coefs[name].fill_(value)
             self.logger.record(f"train/{name}", value)
         if self.actor_learning_rate is not None:
-            rate = as_schedule(self.actor_learning_rate, "actor_learning_rate")(self._current_progress_remaining)
+            rate = self._scheduled("actor_learning_rate")
             for optimizer in self._actor_optimizers():
                 optimizer.param_groups[0]["lr"] = rate
             self.logger.record("train/actor_learning_rate", rate)
@@ -139,9 +142,13 @@ class OfflineActorCritic(OfflineAlgorithm):
 
     def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
         # Not before the first update: until then another environment may bring a VecNormalize
-        if self._is_hierarchical and self._subgoal_steps != self.n_steps:
+        if self._is_hierarchical and self._sized_for != self._sizes:
             self._take_subgoal_sizes()
         return super()._run_updates(batches, noise)
+
+    @property
+    def _sizes(self) -> list[float | None]:
+        return [self.n_steps, self.policy.subgoal_quantile]
 
     def _take_subgoal_sizes(self) -> None:
         """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
@@ -149,7 +156,7 @@ class OfflineActorCritic(OfflineAlgorithm):
         assert self.dataset_buffer is not None
         _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
         self.policy.take_subgoal_sizes(ways.squeeze(0))
-        self._subgoal_steps = self.n_steps
+        self._sized_for = self._sizes
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
         if not self._is_hierarchical:
