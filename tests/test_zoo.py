@@ -118,8 +118,9 @@ def constructor_arguments(algo):
 
 
 def policy_arguments(policy):
-    """Keyword arguments of a policy class; one that takes ``**kwargs`` hands them to its base class."""
-    return set().union(*(inspect.signature(cls).parameters for cls in policy.__mro__ if cls is not object))
+    """Of a policy class; one that takes ``**kwargs`` hands them to its base class, or a hierarchy's high level."""
+    own = set().union(*(inspect.signature(cls).parameters for cls in policy.__mro__ if cls is not object))
+    return own | (policy_arguments(policy.high_level_class) if hasattr(policy, "high_level_class") else set())
 
 
 # Registration
