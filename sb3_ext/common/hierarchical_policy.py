@@ -91,31 +91,9 @@ class HierarchicalPolicy(BasePolicy):
         subgoal_quantile: float | None = None,
         **kwargs: Any,
     ):
-        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
-            raise ValueError(
-                f"Subgoals are entries of vector observations, not of {observation_space}: take CnnPolicy for images, "
-                "MultiInputPolicy for Dicts."
-            )
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {action_space}. Take MlpPolicy.")
-        if features_extractor_class not in (FlattenExtractor, StandardizingExtractor):
-            raise ValueError(
-                "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
-                "observations by standardize_observations=True or VecNormalize."
-            )
-        n_entries = observation_space.shape[0]
-        is_int = isinstance(subgoal_entries, Integral) and not isinstance(subgoal_entries, bool)
-        if not is_int or not 1 <= subgoal_entries <= n_entries:
-            raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
-        if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
-            raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
-        is_real = isinstance(subgoal_quantile, Real) and not isinstance(subgoal_quantile, bool)
-        if subgoal_quantile is not None and not (is_real and 0 < subgoal_quantile <= 1):
-            raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
-        unknown = sorted(kwargs.keys() - HIGH_LEVEL_ARGUMENTS)
-        if unknown:
-            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch", "subgoal_quantile"})
-            raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
+        self._check_spaces(observation_space, action_space, features_extractor_class)
+        n_entries = spaces.flatdim(observation_space)
+        self._check_arguments(n_entries, subgoal_entries, low_level_net_arch, subgoal_quantile, kwargs)
         super().__init__(
             observation_space,
             action_space,
@@ -143,6 +121,46 @@ class HierarchicalPolicy(BasePolicy):
         self.low_level = CloningPolicy(everything, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
         self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
         self.register_buffer("subgoal_length", th.ones(()))
+
+    @staticmethod
+    def _check_spaces(
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        features_extractor_class: type[BaseFeaturesExtractor],
+    ) -> None:
+        if not isinstance(observation_space, spaces.Box) or len(observation_space.shape) != 1:
+            raise ValueError(
+                f"Subgoals are entries of vector observations, not of {observation_space}: take CnnPolicy for images, "
+                "MultiInputPolicy for Dicts."
+            )
+        if not isinstance(action_space, spaces.Box):
+            raise ValueError(f"HierarchicalPolicy has continuous actions alone, not {action_space}. Take MlpPolicy.")
+        if features_extractor_class not in (FlattenExtractor, StandardizingExtractor):
+            raise ValueError(
+                "Subgoals are entries of the observation: HierarchicalPolicy takes no features extractor. Scale "
+                "observations by standardize_observations=True or VecNormalize."
+            )
+
+    @staticmethod
+    def _check_arguments(
+        n_entries: int,
+        subgoal_entries: Any,
+        low_level_net_arch: Any,
+        subgoal_quantile: Any,
+        of_high_level: dict[str, Any],
+    ) -> None:
+        is_int = isinstance(subgoal_entries, Integral) and not isinstance(subgoal_entries, bool)
+        if not is_int or not 1 <= subgoal_entries <= n_entries:
+            raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
+        if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
+            raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
+        is_real = isinstance(subgoal_quantile, Real) and not isinstance(subgoal_quantile, bool)
+        if subgoal_quantile is not None and not (is_real and 0 < subgoal_quantile <= 1):
+            raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
+        unknown = sorted(of_high_level.keys() - HIGH_LEVEL_ARGUMENTS)
+        if unknown:
+            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch", "subgoal_quantile"})
+            raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """Flat, standardised if they are to be, ``(..., obs_dim) -> (..., obs_dim)``."""
