@@ -1,5 +1,10 @@
+import itertools
+import random
+
+import numpy as np
 import pytest
 import torch as th
+from gymnasium.utils import seeding
 
 import sb3_ext  # noqa: F401 (registers the environments)
 
@@ -18,6 +23,16 @@ def cache_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("SB3_EXT_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def repeatable_draws(monkeypatch):
+    """A test draws the same at every run, in spaces and environments that nobody seeds too."""
+    seeds, seeded = itertools.count(), seeding.np_random
+    monkeypatch.setattr(seeding, "np_random", lambda seed=None: seeded(next(seeds) if seed is None else seed))
+    random.seed(0)
+    np.random.seed(0)
+    th.manual_seed(0)
 
 
 @pytest.fixture(scope="session", autouse=True)

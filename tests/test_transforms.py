@@ -219,7 +219,46 @@ def test_moving_steps_are_refused_where_there_are_none():
     for arguments in ({"distance": 0}, {"horizon": 0}, {"horizon": 1.5}, {"horizon": True}, {"entries": 0}):
         with pytest.raises(DatasetError, match="must be"):
             tf.MovingSteps(**arguments)
+    with pytest.raises(DatasetError, match="truncates=1 must be True or False"):
+        tf.MovingSteps(truncates=1)
     assert tf.MovingSteps(horizon=np.int64(3), entries=1.0) == tf.MovingSteps(horizon=3, entries=1)
+
+
+def test_moving_steps_online():
+    """An episode is cut off once the last steps together have not gone far enough, and not for that where it ends."""
+
+    class Walker(gym.Env):
+        observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+        action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.position = np.zeros(3)
+            return self.position.astype(np.float32), {}
+
+        def step(self, action):
+            self.position[:2] += action
+            self.position[2] += 1  # what goes on while it stands
+            return self.position.astype(np.float32), 0.0, bool(action[1] == 1), False, {}
+
+    def ends(env, *steps):
+        env.reset(seed=0)
+        return [env.step(np.array(step, np.float32))[2:4] for step in steps]
+
+    env = Walker()
+    going_on, cut_off, terminal = (False, False), (False, True), (True, False)
+    assert tf.MovingSteps().wrap_env(env, training=True) is env
+    assert tf.MovingSteps(truncates=True).wrap_env(env, training=False) is env
+    wrapped = tf.MovingSteps(distance=1.0, horizon=2, truncates=True).wrap_env(env, training=True)
+    # The way of two steps counts: 1.5, 1, 0.5
+    assert ends(wrapped, (1, 0), (0.5, 0), (0.5, 0), (0, 0)) == [going_on, going_on, going_on, cut_off]
+    # Nothing is left of the episode before; one step cannot stand; there and back is no way
+    assert ends(wrapped, (0, 0), (1, 0), (-1, 0)) == [going_on, going_on, cut_off]
+    assert ends(wrapped, (0, 0), (0, 1)) == [going_on, terminal]
+    far = tf.MovingSteps(distance=2.0, horizon=2, truncates=True).wrap_env(env, training=True)
+    assert ends(far, (0, 0), (0, 1)) == [going_on, terminal]
+    slow = tf.MovingSteps(distance=1.0, horizon=2, entries=3, truncates=True).wrap_env(env, training=True)
+    assert ends(slow, (0, 0), (0, 0), (0, 0)) == [going_on] * 3
 
 
 def test_relabel_success():
@@ -358,7 +397,7 @@ EXAMPLES = [
     tf.RelabelSuccess(np.array([1, 2])),
     tf.TopEpisodes(20.0),
     tf.SuccessfulEpisodes(),
-    tf.MovingSteps(0.5, 10, 3),
+    tf.MovingSteps(0.5, 10, 3, True),
     tf.ClipActions(0.9),
     tf.FlattenGoals(("achieved_goal", "observation")),
 ]

@@ -165,10 +165,10 @@ def main() -> None:
     env = None
     if args.online > 0:
         changes["n_offline_steps"] = args.steps
-        kwargs = {**hyperparameters(args.algo, dataset), **changes}.get("dataset_kwargs", {})
-        shaped = load(args.data, **kwargs)
+        params = {**hyperparameters(args.algo, dataset), **changes}
+        shaped = load(args.data, **params.get("dataset_kwargs", {}))
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
-        if args.algo == "rebrac":  # its actor is deterministic
+        if args.algo == "rebrac" or params.get("deterministic_actor"):
             n = env.action_space.shape[0]
             changes["action_noise"] = NormalActionNoise(np.zeros(n), np.full(n, EXPLORATION_STD))
     model = make_model(args.algo, args.data, env, args.seed, changes)

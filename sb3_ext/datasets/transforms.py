@@ -7,6 +7,7 @@ statistics the first time it is applied; what the metadata hold are the frozen o
 sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way.
 """
 
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
@@ -376,6 +377,8 @@ class MovingSteps(Transform):
     :param distance: how far the position has to be away after ``horizon`` steps, in the observation's units
     :param horizon: steps, at least 1
     :param entries: number of entries at the start of the observation that are the position
+    :param truncates: whether training online an episode is cut off where its last ``horizon`` steps have moved by less:
+        the rest would be more of what is left out here
     :raises DatasetError: it stands all the time.
     """
 
@@ -383,6 +386,7 @@ class MovingSteps(Transform):
     distance: float = 1.0
     horizon: int = 40
     entries: int = 2
+    truncates: bool = False
 
     def __post_init__(self) -> None:
         _set_number(self, "distance", self.distance)
@@ -390,6 +394,8 @@ class MovingSteps(Transform):
             raise DatasetError(f"{self.name}: distance={self.distance!r} must be above 0.")
         for name in ("horizon", "entries"):
             _set_whole(self, name, minimum=1)
+        if not isinstance(self.truncates, bool):
+            raise DatasetError(f"{self.name}: truncates={self.truncates!r} must be True or False.")
 
     def apply(self, dataset: Dataset) -> Dataset:
         if isinstance(dataset.frames, Mapping) or dataset.frames.ndim != 2 or dataset.frames.shape[1] < self.entries:
@@ -412,6 +418,9 @@ class MovingSteps(Transform):
                 f"the first entries={self.entries} of an observation have to be the position."
             )
         return dataset.select(is_moving | dataset.terminations[end])
+
+    def wrap_env(self, env: gym.Env, training: bool) -> gym.Env:
+        return _StandingWrapper(env, self) if training and self.truncates else env
 
 
 @dataclass(frozen=True)
@@ -559,6 +568,31 @@ class _FlipWrapper(gym.Wrapper):
     def step(self, action: Any) -> Any:
         obs, reward, terminated, truncated, info = self.env.step(action)
         return obs, reward, terminated or bool(is_on_its_back(obs, self.quaternion)), truncated, info
+
+
+class _StandingWrapper(gym.Wrapper):
+    """Cuts an episode off where the robot stands."""
+
+    def __init__(self, env: gym.Env, standing: MovingSteps):
+        super().__init__(env)
+        self.standing = standing
+        self.positions: deque[np.ndarray] = deque(maxlen=standing.horizon + 1)
+
+    def reset(self, **kwargs: Any) -> Any:
+        obs, info = self.env.reset(**kwargs)
+        self.positions.clear()
+        self._remember(obs)
+        return obs, info
+
+    def _remember(self, obs: np.ndarray) -> None:
+        self.positions.append(np.array(obs[: self.standing.entries], dtype=np.float64))
+
+    def step(self, action: Any) -> Any:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        self._remember(obs)
+        moved = np.linalg.norm(self.positions[-1] - self.positions[0])
+        stands = len(self.positions) == self.positions.maxlen and moved < self.standing.distance
+        return obs, reward, terminated, truncated or bool(stands and not terminated), info
 
 
 def _set_whole(transform: Transform, name: str, minimum: int) -> None:
