@@ -85,14 +85,15 @@ def test_half_a_line_is_no_row(script, tmp_path):
 def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     suite = script("suite")
     every = suite.to_do([0, 1, 2], [], tmp_path)
-    # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, six
+    # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, eight
     # without a hierarchy, four online, three seeds
-    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 6 + 4)
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4)
     name = "antmaze-umaze/ReBRAC"
     total = suite.plans()[name].total
     write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])
     write_run(tmp_path / name / "seed1.csv", [10, 20], steps=[1, total - 1])
     assert suite.to_do([0, 1], [name], tmp_path) == [(name, 1)]
+    assert (f"{name}, MlpPolicy", 0) in suite.to_do([0, 1], ["umaze/ReBRAC"], tmp_path)
     online = suite.to_do([0], ["-online"], tmp_path)
     assert {name for name, _ in online} == {f"antmaze-umaze-online/{a}" for a in ("AWAC", "IQL", "ReBRAC", "Cal-QL")}
     assert "--online" in suite.plans()[online[0][0]].arguments

@@ -40,14 +40,6 @@ ONLINE_LENGTHS = {"antmaze-umaze": (20_000, 20_000, 100_000)}
 ONLINE = "-online"
 
 ALGORITHMS = {"BC": "bc", "AWAC": "awac", "IQL": "iql", "ReBRAC": "rebrac", "Cal-QL": "calql"}
-# What differs where collection follows: half an update for each step, and for some an end where an ant falls. With -1 a
-# step that end would be worth more than walking on: rewards are at the goal alone
-HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
-FALLS_END = (
-    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip, "
-    "moving_steps]}",
-)
-ONLINE_ALGORITHMS = {"AWAC": (), "IQL": (), "ReBRAC": FALLS_END, "Cal-QL": FALLS_END}
 FLAT_ON_MEDIUM = (
     "n_steps=10",
     "gamma=0.995",
@@ -61,6 +53,14 @@ FLAT = {
     "antmaze-umaze/IQL": (
         20_000,
         ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1", "deterministic_actor=false"),
+    ),
+    "antmaze-umaze/ReBRAC": (
+        20_000,
+        ("n_steps=10", "actor_bc_coef=1.0", "policy_kwargs={net_arch: [256, 256]}"),
+    ),
+    "antmaze-umaze/Cal-QL": (
+        20_000,
+        ("n_steps=10", "cql_alpha=5.0", "actor_bc_coef=1.0", "policy_kwargs=null"),
     ),
     "antmaze-medium-diverse/AWAC": (
         20_000,
@@ -94,6 +94,25 @@ FLAT = {
             "policy_kwargs=null",
         ),
     ),
+}
+# What differs where collection follows: half an update for each step, noise where actors have none. The ReBRAC of this
+# curve sees the whole observation, and an episode ends where an ant falls. With -1 a step that end would be worth more
+# than walking on: rewards are at the goal alone
+ONLINE_ARGUMENTS = ("train_freq=4", "gradient_steps=2")
+NOISE = ("--action-noise", "0.1")
+ONLINE_ALGORITHMS = {
+    "AWAC": ((), NOISE),
+    "IQL": (("dataset_kwargs={reward_shift: -1, transforms: [successful_episodes, moving_steps]}",), ()),
+    "ReBRAC": (
+        (
+            "policy=MlpPolicy",
+            *FLAT["antmaze-umaze/ReBRAC"][1],
+            "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip, "
+            "moving_steps]}",
+        ),
+        NOISE,
+    ),
+    "Cal-QL": ((), ()),
 }
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
@@ -163,8 +182,8 @@ def plans() -> dict[str, Plan]:
         for name, algo in PEERS.items():
             found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
     for dataset in ONLINE_LENGTHS:
-        for name, changes in ONLINE_ALGORITHMS.items():
-            arguments = ("--set", *HALF_AN_UPDATE, *changes)
+        for name, (changes, options) in ONLINE_ALGORITHMS.items():
+            arguments = (*options, "--set", *ONLINE_ARGUMENTS, *changes)
             found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], *arguments, is_online=True)
     return found
 
@@ -184,8 +203,17 @@ def is_complete(path: Path, total: int) -> bool:
 
 
 def to_do(seeds: Iterable[int], only: Iterable[str], results: Path = RESULTS) -> list[tuple[str, int]]:
-    """Names and seeds of runs without a whole CSV; the first seed of every curve comes first."""
-    chosen = {name: p for name, p in plans().items() if not only or any(part in name for part in only)}
+    """
+    Names and seeds of runs without a whole CSV; the first seed of every curve comes first.
+
+    :param only: whole names, or parts of them; everything if empty
+    """
+    every = plans()
+
+    def is_meant(name: str) -> bool:
+        return not only or any(name == part if part in every else part in name for part in only)
+
+    chosen = {name: p for name, p in every.items() if is_meant(name)}
     return [
         (name, seed)
         for seed in seeds
@@ -211,7 +239,9 @@ def name_is_peer(name: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets' files")
-    parser.add_argument("--only", nargs="*", default=[], metavar="PART", help="curves with one of these in their names")
+    parser.add_argument(
+        "--only", nargs="*", default=[], metavar="PART", help="curves of these names, or with this in them"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--d3rlpy-python", default=str(ROOT / ".venv-d3rlpy/bin/python"))

@@ -29,7 +29,6 @@ from sb3_ext.datasets import Dataset, load, make_eval_env, make_training_env
 
 # Far from the seeds of training, which are small numbers
 FIRST_EVAL_SEED = 1_000_000
-EXPLORATION_STD = 0.1
 ALGORITHMS = {"bc": "BC", "awac": "AWAC", "iql": "IQL", "rebrac": "ReBRAC", "calql": "CalQL", "edac": "EDAC"}
 COLUMNS = ["step", "score", "success_rate", "return_mean", "episode_length", "episodes", "training_seconds"]
 
@@ -156,6 +155,7 @@ def parse_changes(items: Iterable[str]) -> dict[str, Any]:
 def main() -> None:
     parser = make_parser(__doc__, ALGORITHMS)
     parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
+    parser.add_argument("--action-noise", type=float, default=0.0, help="its standard deviation in those steps")
     parser.add_argument("--save", action="store_true", help="save the model beside it")
     args = parser.parse_args()
 
@@ -168,9 +168,9 @@ def main() -> None:
         params = {**hyperparameters(args.algo, dataset), **changes}
         shaped = load(args.data, **params.get("dataset_kwargs", {}))
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
-        if args.algo == "rebrac" or params.get("deterministic_actor"):
+        if args.action_noise > 0:
             n = env.action_space.shape[0]
-            changes["action_noise"] = NormalActionNoise(np.zeros(n), np.full(n, EXPLORATION_STD))
+            changes["action_noise"] = NormalActionNoise(np.zeros(n), np.full(n, args.action_noise))
     model = make_model(args.algo, args.data, env, args.seed, changes)
     curve = Curve(args.output / f"seed{args.seed}.csv", Evaluation(dataset, args.episodes))
     total = args.steps + args.online
