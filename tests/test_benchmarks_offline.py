@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch as th
+import yaml
 
+import rl_zoo_configs
 from sb3_ext.datasets import Dataset
 
 FOLDER = Path(__file__).parents[1] / "benchmarks/offline"
@@ -94,6 +96,8 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     write_run(tmp_path / name / "seed1.csv", [10, 20], steps=[1, total - 1])
     assert suite.to_do([0, 1], [name], tmp_path) == [(name, 1)]
     assert (f"{name}, MlpPolicy", 0) in suite.to_do([0, 1], ["umaze/ReBRAC"], tmp_path)
+    with pytest.raises(ValueError, match=r"no curve \['iql'\], but \['antmaze-umaze/BC'"):
+        suite.to_do([0], ["iql", "IQL"], tmp_path)
     online = suite.to_do([0], ["-online"], tmp_path)
     assert {name for name, _ in online} == {f"antmaze-umaze-online/{a}" for a in ("AWAC", "IQL", "ReBRAC", "Cal-QL")}
     assert "--online" in suite.plans()[online[0][0]].arguments
@@ -101,6 +105,34 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     assert {"policy=MlpPolicy", "deterministic_actor=false"} <= set(
         suite.plans()["antmaze-umaze/IQL, MlpPolicy"].arguments
     )
+
+
+def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
+    suite = script("suite")
+    plans = suite.plans()
+    hierarchys = ("low_level_net_arch", "subgoal_quantile")
+    for name in suite.FLAT:
+        _, _, changes = " ".join(plans[f"{name}, MlpPolicy"].arguments).partition("--set ")
+        assert changes.startswith("policy=MlpPolicy") and "n_steps=" in changes
+        config = yaml.safe_load(rl_zoo_configs.config_path(suite.ALGORITHMS[name.split("/")[1]]).read_text())
+        entry = config[suite.ENVIRONMENTS[name.split("/")[0]]]
+        assert entry["policy"] == "HierarchicalPolicy"
+        is_left = any(argument in entry.get("policy_kwargs", {}) for argument in hierarchys)
+        assert not is_left or "policy_kwargs=" in changes
+        assert not any(argument in changes for argument in hierarchys)
+    online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
+    assert {name for name, arguments in online.items() if "--action-noise" in arguments} == {"AWAC", "ReBRAC"}
+    assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == {"AWAC", "Cal-QL"}
+
+
+def test_runs_that_the_suite_has_not_finished_are_in_no_table(script, tmp_path):
+    report, suite = script("report"), script("suite")
+    name = "antmaze-umaze/IQL"
+    total = suite.plans()[name].total
+    write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total - 1])
+    assert report.read_all(tmp_path) == {}
+    write_run(tmp_path / name / "seed1.csv", [10, 20], steps=[1, total])
+    assert [run.seed for run in report.read_all(tmp_path)["antmaze-umaze"]["IQL"]] == [1]
 
 
 def episodes():

@@ -53,10 +53,14 @@ def test_python_of_the_readme_runs(tmp_path):
 
 
 def test_python_of_the_offline_page_runs(tmp_path):
-    code = blocks("docs/offline.md", "python")[0]
-    (tmp_path / "offline.py").write_text(code.replace("2_000", "20"))
+    offline, _, online = blocks("docs/offline.md", "python")[:3]
+    (tmp_path / "offline.py").write_text(offline.replace("2_000", "20"))
     run(tmp_path, "offline.py")
     assert (tmp_path / "iql.zip").exists()
+    small = online.replace("2_000", "20").replace("3_000", "40")
+    assert "learn(40)" in small
+    (tmp_path / "online.py").write_text(small)
+    run(tmp_path, "online.py")
 
 
 def test_hierarchies_of_the_offline_page_run(tmp_path):

@@ -23,6 +23,7 @@ from sb3_ext.calql import CalQL
 from sb3_ext.common import losses
 from sb3_ext.common.distributions import ClampedNormal
 from sb3_ext.datasets import DatasetError, load, make_eval_env, make_training_env, save
+from sb3_ext.datasets.transforms import MovingSteps
 from sb3_ext.edac import EDAC
 from sb3_ext.iql import IQL
 from sb3_ext.rebrac import ReBRAC
@@ -414,6 +415,18 @@ def test_an_environment_that_shifts_rewards_itself_is_believed(tmp_path):
     later.save(tmp_path / "model")
     loaded = IQL.load(tmp_path / "model", env=env, dataset=data, device="cpu").learn(50)
     assert collected_rewards(loaded) <= {-1.0, 0.0}
+
+
+def test_an_environment_that_does_not_end_where_a_robot_stands_is_warned_of():
+    standing = MovingSteps(distance=0.01, horizon=5, truncates=True)
+    data = load("demo/pointmaze-umaze", reward_shift=-1, transforms=[standing])
+    small = {"policy_kwargs": dict(SMALL), "batch_size": 16, "device": "cpu", "update_backend": "eager"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        IQL("MlpPolicy", make_training_env(data), dataset=data, n_offline_steps=0, **small).learn(5)
+        model = IQL("MlpPolicy", make_eval_env(data), dataset=data, n_offline_steps=5, **small).learn(5)
+    with pytest.warns(UserWarning, match="go on where a robot stands"):
+        model.learn(5, reset_num_timesteps=False)
 
 
 @pytest.mark.parametrize("algorithm", ACTOR_CRITICS)

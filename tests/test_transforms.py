@@ -221,6 +221,7 @@ def test_moving_steps_are_refused_where_there_are_none():
             tf.MovingSteps(**arguments)
     with pytest.raises(DatasetError, match="truncates=1 must be True or False"):
         tf.MovingSteps(truncates=1)
+    assert tf.MovingSteps(truncates=np.True_).to_dict()["truncates"] is True
     assert tf.MovingSteps(horizon=np.int64(3), entries=1.0) == tf.MovingSteps(horizon=3, entries=1)
 
 
@@ -233,17 +234,20 @@ def test_moving_steps_online():
 
         def reset(self, *, seed=None, options=None):
             super().reset(seed=seed)
-            self.position = np.zeros(3)
-            return self.position.astype(np.float32), {}
+            self.position, self.seeded = np.zeros(3), seed
+            return self.position, {}
 
         def step(self, action):
-            self.position[:2] += action
+            self.position[:2] += action  # the array that was given out before
             self.position[2] += 1  # what goes on while it stands
-            return self.position.astype(np.float32), 0.0, bool(action[1] == 1), False, {}
+            return self.position, 7.0, bool(action[1] == 1), False, {}
 
     def ends(env, *steps):
-        env.reset(seed=0)
-        return [env.step(np.array(step, np.float32))[2:4] for step in steps]
+        env.reset(seed=5)
+        assert env.unwrapped.seeded == 5
+        results = [env.step(np.array(step, np.float32)) for step in steps]
+        assert {result[1] for result in results} == {7.0}
+        return [result[2:4] for result in results]
 
     env = Walker()
     going_on, cut_off, terminal = (False, False), (False, True), (True, False)
@@ -257,6 +261,9 @@ def test_moving_steps_online():
     assert ends(wrapped, (0, 0), (0, 1)) == [going_on, terminal]
     far = tf.MovingSteps(distance=2.0, horizon=2, truncates=True).wrap_env(env, training=True)
     assert ends(far, (0, 0), (0, 1)) == [going_on, terminal]
+    timed = tf.MovingSteps(distance=1.0, horizon=2, truncates=True)
+    timed = timed.wrap_env(gym.wrappers.TimeLimit(env, 3), training=True)
+    assert ends(timed, (1, 0), (1, 0), (1, 0)) == [going_on, going_on, cut_off]
     slow = tf.MovingSteps(distance=1.0, horizon=2, entries=3, truncates=True).wrap_env(env, training=True)
     assert ends(slow, (0, 0), (0, 0), (0, 0)) == [going_on] * 3
 

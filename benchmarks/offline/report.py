@@ -71,13 +71,15 @@ def read(folder: Path) -> list[Run]:
 
 
 def read_all(folder: Path) -> Results:
-    """All curves below a folder, those that the suite knows in its order."""
-    known = {name: i for i, name in enumerate(plans())}
+    """All curves below a folder, those that the suite knows in its order and without runs that it has not finished."""
+    every = plans()
+    known = {name: i for i, name in enumerate(every)}
     names = {path.parent.relative_to(folder).as_posix() for path in folder.glob("*/*/seed*.csv")}
     results: Results = {}
     for name in sorted(names, key=lambda name: (known.get(name, len(known)), name)):
         dataset, algorithm = name.split("/")
-        if runs := read(folder / name):
+        runs = [run for run in read(folder / name) if name not in every or run.steps[-1] == every[name].total]
+        if runs:
             results.setdefault(dataset, {})[algorithm] = runs
     return results
 

@@ -95,25 +95,25 @@ FLAT = {
         ),
     ),
 }
-# What differs where collection follows: half an update for each step, noise where actors have none. The ReBRAC of this
-# curve sees the whole observation, and an episode ends where an ant falls. With -1 a step that end would be worth more
-# than walking on: rewards are at the goal alone
-ONLINE_ARGUMENTS = ("train_freq=4", "gradient_steps=2")
-NOISE = ("--action-noise", "0.1")
+# What differs where collection follows: half an update for each step
+HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
+ENDS_WHERE_IT_STANDS = (
+    "dataset_kwargs={reward_shift: -1, transforms: [successful_episodes, {name: moving_steps, truncates: true}]}",
+)
+# With -1 a step the end of an episode where an ant falls would be worth more than walking on: rewards at the goal alone
+ENDS_WHERE_IT_FALLS = (
+    "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip, "
+    "moving_steps]}",
+)
 ONLINE_ALGORITHMS = {
-    "AWAC": ((), NOISE),
-    "IQL": (("dataset_kwargs={reward_shift: -1, transforms: [successful_episodes, moving_steps]}",), ()),
-    "ReBRAC": (
-        (
-            "policy=MlpPolicy",
-            *FLAT["antmaze-umaze/ReBRAC"][1],
-            "dataset_kwargs={transforms: [{name: reward_scale, scale: 100.0}, successful_episodes, terminate_on_flip, "
-            "moving_steps]}",
-        ),
-        NOISE,
-    ),
-    "Cal-QL": ((), ()),
+    "AWAC": ENDS_WHERE_IT_STANDS,
+    "IQL": (),
+    # It sees where an ant is about to fall with the whole observation alone
+    "ReBRAC": ("policy=MlpPolicy", *FLAT["antmaze-umaze/ReBRAC"][1], *ENDS_WHERE_IT_FALLS),
+    "Cal-QL": ENDS_WHERE_IT_STANDS,
 }
+# IQL collects by its mean, Cal-QL by its own noise
+ACTION_NOISE = {"AWAC": "0.1", "ReBRAC": "0.1"}
 PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
 # Whether products of less precision learn as well is seen on one curve
 IN_BF16 = "hopper-mixed/IQL"
@@ -182,8 +182,9 @@ def plans() -> dict[str, Plan]:
         for name, algo in PEERS.items():
             found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
     for dataset in ONLINE_LENGTHS:
-        for name, (changes, options) in ONLINE_ALGORITHMS.items():
-            arguments = (*options, "--set", *ONLINE_ARGUMENTS, *changes)
+        for name, changes in ONLINE_ALGORITHMS.items():
+            noise = ("--action-noise", ACTION_NOISE[name]) if name in ACTION_NOISE else ()
+            arguments = (*noise, "--set", *HALF_AN_UPDATE, *changes)
             found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], *arguments, is_online=True)
     return found
 
@@ -207,8 +208,11 @@ def to_do(seeds: Iterable[int], only: Iterable[str], results: Path = RESULTS) ->
     Names and seeds of runs without a whole CSV; the first seed of every curve comes first.
 
     :param only: whole names, or parts of them; everything if empty
+    :raises ValueError: one is in no name
     """
     every = plans()
+    if unknown := [part for part in only if not any(part in name for name in every)]:
+        raise ValueError(f"There is no curve {unknown}, but {list(every)}.")
 
     def is_meant(name: str) -> bool:
         return not only or any(name == part if part in every else part in name for part in only)
@@ -246,16 +250,19 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--d3rlpy-python", default=str(ROOT / ".venv-d3rlpy/bin/python"))
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder of the results")
-    parser.add_argument("--list", action="store_true", help="print the commands and run nothing")
+    parser.add_argument("--list", action="store_true", help="print names and commands, and run nothing")
     args = parser.parse_args()
 
-    runs = to_do(args.seeds, args.only, args.output)
+    try:
+        runs = to_do(args.seeds, args.only, args.output)
+    except ValueError as error:
+        parser.error(str(error))
     if not Path(args.d3rlpy_python).exists() and any(name_is_peer(name) for name, _ in runs):
         print(f"There is no {args.d3rlpy_python}: curves of d3rlpy are left out. `make .venv-d3rlpy/.installed`")
         runs = [(name, seed) for name, seed in runs if not name_is_peer(name)]
     if args.list:
         for name, seed in runs:
-            print(shlex.join(command(name, seed, args)))
+            print(f"{name}, seed {seed}: {shlex.join(command(name, seed, args))}")
         return
 
     def run(job: tuple[str, int]) -> bool:

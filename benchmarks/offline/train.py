@@ -155,9 +155,13 @@ def parse_changes(items: Iterable[str]) -> dict[str, Any]:
 def main() -> None:
     parser = make_parser(__doc__, ALGORITHMS)
     parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
-    parser.add_argument("--action-noise", type=float, default=0.0, help="its standard deviation in those steps")
+    parser.add_argument(
+        "--action-noise", type=float, default=0.0, help="its deviation in those steps; ReBRAC has no other"
+    )
     parser.add_argument("--save", action="store_true", help="save the model beside it")
     args = parser.parse_args()
+    if args.action_noise < 0 or (args.action_noise > 0 and args.online == 0):
+        parser.error("--action-noise is at least 0, and 0 without --online.")
 
     th.set_num_threads(args.threads)
     changes = parse_changes(args.set)
@@ -165,8 +169,8 @@ def main() -> None:
     env = None
     if args.online > 0:
         changes["n_offline_steps"] = args.steps
-        params = {**hyperparameters(args.algo, dataset), **changes}
-        shaped = load(args.data, **params.get("dataset_kwargs", {}))
+        kwargs = {**hyperparameters(args.algo, dataset), **changes}.get("dataset_kwargs")
+        shaped = load(args.data, **(kwargs or {}))
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
         if args.action_noise > 0:
             n = env.action_space.shape[0]

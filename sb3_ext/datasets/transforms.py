@@ -4,7 +4,8 @@ in the metadata and with the model that was trained on the result.
 
 A transform that depends on the data (:class:`StandardizeObservations`, :class:`NormalizeReturns`) freezes its
 statistics the first time it is applied; what the metadata hold are the frozen ones. Those that change what a policy
-sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way.
+sees or does (:class:`StandardizeObservations`, :class:`FlattenGoals`) wrap an environment the same way; those that
+change rewards and ends of episodes wrap the one that a policy is trained in.
 """
 
 from collections import deque
@@ -377,8 +378,9 @@ class MovingSteps(Transform):
     :param distance: how far the position has to be away after ``horizon`` steps, in the observation's units
     :param horizon: steps, at least 1
     :param entries: number of entries at the start of the observation that are the position
-    :param truncates: whether training online an episode is cut off where its last ``horizon`` steps have moved by less:
-        the rest would be more of what is left out here
+    :param truncates: whether environments of :func:`~sb3_ext.datasets.make_training_env` cut an episode off once the
+        position is nearer than ``distance`` to where it was ``horizon`` steps before. With several of these transforms
+        the first one that says so does
     :raises DatasetError: it stands all the time.
     """
 
@@ -394,8 +396,9 @@ class MovingSteps(Transform):
             raise DatasetError(f"{self.name}: distance={self.distance!r} must be above 0.")
         for name in ("horizon", "entries"):
             _set_whole(self, name, minimum=1)
-        if not isinstance(self.truncates, bool):
+        if not isinstance(self.truncates, (bool, np.bool_)):
             raise DatasetError(f"{self.name}: truncates={self.truncates!r} must be True or False.")
+        object.__setattr__(self, "truncates", bool(self.truncates))
 
     def apply(self, dataset: Dataset) -> Dataset:
         if isinstance(dataset.frames, Mapping) or dataset.frames.ndim != 2 or dataset.frames.shape[1] < self.entries:
