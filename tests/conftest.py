@@ -27,7 +27,7 @@ def cache_folder(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(autouse=True)
 def repeatable_draws(monkeypatch):
-    """A test draws the same at every run, in spaces and environments that nobody seeds too."""
+    """A test draws the same at every run, in spaces and environments that nobody seeds too; not fixtures of modules."""
     seeds, seeded = itertools.count(), seeding.np_random
     monkeypatch.setattr(seeding, "np_random", lambda seed=None: seeded(next(seeds) if seed is None else seed))
     random.seed(0)
