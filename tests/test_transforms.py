@@ -225,6 +225,15 @@ def test_moving_steps_are_refused_where_there_are_none():
     assert tf.MovingSteps(horizon=np.int64(3), entries=1.0) == tf.MovingSteps(horizon=3, entries=1)
 
 
+@pytest.mark.parametrize("choice", [tf.TopEpisodes(50), tf.SuccessfulEpisodes()])
+def test_episodes_are_chosen_before_standing_steps_are_left_out(choice):
+    dataset = with_success(walks([(0, 0), (1, 0), (2, 0), (3, 0)], [(0, 0), (5, 0), (5, 0), (9, 0)]), 5)
+    moving = tf.MovingSteps(distance=0.5, horizon=1)
+    assert moving(choice(dataset)).actions[:, 0].tolist() == [3, 5]
+    with pytest.raises(DatasetError, match=f"put {choice.name} before it"):
+        choice(moving(dataset))
+
+
 def test_moving_steps_online():
     """An episode is cut off once the last steps together have not gone far enough, and not for that where it ends."""
 

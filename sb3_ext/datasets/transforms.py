@@ -332,6 +332,7 @@ class TopEpisodes(Transform):
     Keep the episodes with the highest returns, for behaviour cloning of the best x per cent.
 
     :param percent: share of the episodes to keep, in (0, 100]; at least one is kept
+    :raises DatasetError: :class:`MovingSteps` has cut the episodes into pieces.
     """
 
     name: ClassVar[str] = "top_episodes"
@@ -343,6 +344,7 @@ class TopEpisodes(Transform):
             raise DatasetError(f"percent={self.percent} must be in (0, 100].")
 
     def apply(self, dataset: Dataset) -> Dataset:
+        _require_whole_episodes(self, dataset)
         n_kept = max(round(self.percent / 100 * dataset.n_episodes), 1)
         # Stable, so that of equal returns the earlier episodes stay
         best = np.argsort(-dataset.returns, kind="stable")[:n_kept]
@@ -353,11 +355,16 @@ class TopEpisodes(Transform):
 
 @dataclass(frozen=True)
 class SuccessfulEpisodes(Transform):
-    """Keep the episodes in which a step succeeds. :raises DatasetError: there are none"""
+    """
+    Keep the episodes in which a step succeeds.
+
+    :raises DatasetError: there are none, or :class:`MovingSteps` has cut them into pieces.
+    """
 
     name: ClassVar[str] = "successful_episodes"
 
     def apply(self, dataset: Dataset) -> Dataset:
+        _require_whole_episodes(self, dataset)
         kept = np.logical_or.reduceat(successes_of(dataset), dataset.starts)
         if not kept.any():
             raise DatasetError(f"{dataset.source} has no successful episode: leave {self.name} out.")
@@ -371,9 +378,9 @@ class MovingSteps(Transform):
     poses that a deterministic policy never gets out of. The last steps of an episode are judged by the way of all of
     them together; those before a terminal one stay.
 
-    What is left of an episode is several, cut off: let this be the last transform, after those that choose episodes,
-    mark successes or change observations. Sums of rewards up to an episode's end (Cal-QL's calibration) know nothing
-    of what comes after the gap.
+    What is left of an episode is several, cut off: let this be the last transform, after those that mark successes or
+    change observations; those that choose episodes insist on it. Sums of rewards up to an episode's end (Cal-QL's
+    calibration) know nothing of what comes after the gap.
 
     :param distance: how far the position has to be away after ``horizon`` steps, in the observation's units
     :param horizon: steps, at least 1
@@ -596,6 +603,14 @@ class _StandingWrapper(gym.Wrapper):
         moved = np.linalg.norm(self.positions[-1] - self.positions[0])
         stands = len(self.positions) == self.positions.maxlen and moved < self.standing.distance
         return obs, reward, terminated, truncated or bool(stands and not terminated), info
+
+
+def _require_whole_episodes(transform: Transform, dataset: Dataset) -> None:
+    if any(isinstance(done, MovingSteps) for done in dataset.metadata.transforms):
+        raise DatasetError(
+            f"{dataset.source}: {transform.name} chooses episodes, and {MovingSteps.name} has cut them into pieces: "
+            f"put {transform.name} before it."
+        )
 
 
 def _set_whole(transform: Transform, name: str, minimum: int) -> None:
