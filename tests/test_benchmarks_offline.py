@@ -110,16 +110,16 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
 def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
     suite = script("suite")
     plans = suite.plans()
-    hierarchys = ("low_level_net_arch", "subgoal_quantile")
+    of_hierarchies = ("low_level_net_arch", "subgoal_quantile")
     for name in suite.FLAT:
         _, _, changes = " ".join(plans[f"{name}, MlpPolicy"].arguments).partition("--set ")
         assert changes.startswith("policy=MlpPolicy") and "n_steps=" in changes
         config = yaml.safe_load(rl_zoo_configs.config_path(suite.ALGORITHMS[name.split("/")[1]]).read_text())
         entry = config[suite.ENVIRONMENTS[name.split("/")[0]]]
         assert entry["policy"] == "HierarchicalPolicy"
-        is_left = any(argument in entry.get("policy_kwargs", {}) for argument in hierarchys)
+        is_left = any(argument in entry.get("policy_kwargs", {}) for argument in of_hierarchies)
         assert not is_left or "policy_kwargs=" in changes
-        assert not any(argument in changes for argument in hierarchys)
+        assert not any(argument in changes for argument in of_hierarchies)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
     assert {name for name, arguments in online.items() if "--action-noise" in arguments} == {"AWAC", "ReBRAC"}
     assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == {"AWAC", "Cal-QL"}

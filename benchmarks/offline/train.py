@@ -156,7 +156,10 @@ def main() -> None:
     parser = make_parser(__doc__, ALGORITHMS)
     parser.add_argument("--online", type=int, default=0, help="environment steps afterwards")
     parser.add_argument(
-        "--action-noise", type=float, default=0.0, help="its deviation in those steps; ReBRAC has no other"
+        "--action-noise",
+        type=float,
+        default=0.0,
+        help="its deviation in those steps; deterministic actors have no other",
     )
     parser.add_argument("--save", action="store_true", help="save the model beside it")
     args = parser.parse_args()
