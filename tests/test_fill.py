@@ -1,5 +1,7 @@
 """Recorded data in the replay buffers of SB3's algorithms: stored as the model itself would have stored them."""
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -17,8 +19,8 @@ from toy_envs import DiscreteEnv, ReachEnv
 
 from sb3_ext import REDQ, CalQL
 from sb3_ext.common.buffers import TensorReplayBuffer
-from sb3_ext.datasets import Dataset, DatasetError, fill, load, rollout_episodes
-from sb3_ext.datasets.transforms import RewardShift, StandardizeObservations, TopEpisodes
+from sb3_ext.datasets import Dataset, DatasetError, fill, load, make_training_env, rollout_episodes
+from sb3_ext.datasets.transforms import MovingSteps, RewardShift, StandardizeObservations, TopEpisodes
 
 COLUMNS = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
 CONTINUOUS = [SAC, TD3, DDPG, TQC, REDQ]
@@ -496,6 +498,17 @@ def test_the_environment_must_go_through_the_same_transforms(transform):
     model = make_model(SAC, env)
     fill(model, dataset, transforms=[transform])
     np.testing.assert_array_equal(model.replay_buffer.rewards[:40, 0], transform(dataset).rewards)
+
+
+def test_an_environment_whose_episodes_go_on_for_longer_is_warned_of():
+    env = gym.make("PointMazeFlat/UMaze-v3")
+    dataset = load("demo/pointmaze-umaze", transforms=[MovingSteps(distance=0.01, horizon=5, truncates=True)])
+    with pytest.warns(UserWarning, match="go on where a robot stands"):
+        fill(make_model(SAC, env, buffer_size=100_000), dataset)
+    model = make_model(SAC, make_training_env(dataset), buffer_size=100_000)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fill(model, dataset)
 
 
 def test_data_that_values_cannot_be_learnt_from_are_refused():

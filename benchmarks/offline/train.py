@@ -44,6 +44,9 @@ class Evaluation:
     def __init__(self, dataset: Dataset, n_episodes: int):
         self.dataset, self.n_episodes = dataset, n_episodes
         self.envs = [make_eval_env(dataset) for _ in range(n_episodes)]
+        # Numbers of the environments whose observations `predict` is given
+        self.playing = np.arange(n_episodes)
+        self.successes = np.zeros(n_episodes, dtype=bool)
         self.is_sparse = dataset.successes is not None
 
     def __call__(self, predict: Any) -> dict[str, float]:
@@ -53,18 +56,19 @@ class Evaluation:
         observations = np.stack([env.reset(seed=FIRST_EVAL_SEED + i)[0] for i, env in enumerate(self.envs)])
         returns, lengths = np.zeros(self.n_episodes), np.zeros(self.n_episodes)
         successes = np.zeros(self.n_episodes, dtype=bool)
-        playing = np.arange(self.n_episodes)
-        while len(playing) > 0:
-            actions = predict(observations[playing].astype(np.float32))
+        self.playing = np.arange(self.n_episodes)
+        while len(self.playing) > 0:
+            actions = predict(observations[self.playing].astype(np.float32))
             going_on = []
-            for i, action in zip(playing, actions, strict=True):
+            for i, action in zip(self.playing, actions, strict=True):
                 observations[i], reward, terminated, truncated, info = self.envs[i].step(action)
                 returns[i] += reward
                 lengths[i] += 1
                 successes[i] |= bool(info.get("is_success", info.get("success", False)))
                 if not (terminated or truncated):
                     going_on.append(i)
-            playing = np.array(going_on, dtype=int)
+            self.playing = np.array(going_on, dtype=int)
+        self.successes = successes
         score = 100 * successes.mean() if self.is_sparse else self.dataset.normalized_score(returns).mean()
         return {
             "score": round(float(score), 2),

@@ -30,7 +30,7 @@ from sb3_ext.common.signatures import joint_signature
 from sb3_ext.datasets.dataset import Dataset, Metadata
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
-from sb3_ext.datasets.transforms import MovingSteps, reward_factor_and_shift, transform_from_dict
+from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
 from sb3_ext.datasets.vec_env import check_env_id, check_transforms, transforms_of
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
@@ -332,15 +332,6 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             metadata = Metadata.from_dict(self.dataset_metadata)
             check_env_id(metadata, self.env)
             check_transforms(metadata, self.env, with_rewards=False)
-            cut_off = any(
-                isinstance(transform, MovingSteps) and transform.truncates for transform in metadata.transforms
-            )
-            if cut_off and MovingSteps.name not in transforms_of(self.env):
-                warnings.warn(
-                    "moving_steps(truncates=True) cuts episodes off in environments of make_training_env(dataset) "
-                    "alone: in this one they go on where a robot stands.",
-                    stacklevel=3,
-                )
         if self._reward_change == (1.0, 0.0):
             return
         normalize = self.get_vec_normalize_env()

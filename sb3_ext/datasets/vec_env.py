@@ -1,5 +1,6 @@
 """A dataset beside the environment of a model: the same environment, transforms, images and statistics."""
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeI
 from sb3_ext.datasets.checks import check_spaces
 from sb3_ext.datasets.dataset import Dataset, Metadata, Observations, leaves
 from sb3_ext.datasets.errors import DatasetError
-from sb3_ext.datasets.transforms import is_linear_in_rewards
+from sb3_ext.datasets.transforms import MovingSteps, is_linear_in_rewards
 
 
 def env_spec(env: VecEnv) -> EnvSpec | None:
@@ -41,7 +42,7 @@ def transforms_of(env: VecEnv) -> list[str]:
 
 def check_transforms(metadata: Metadata, env: VecEnv, with_rewards: bool = True) -> None:
     """
-    What the model collects must be of the same kind as the data.
+    What the model collects must be of the same kind as the data. Warns where only its episodes go on for longer.
 
     :param with_rewards: whether that goes for shifted and scaled rewards too
     :raises DatasetError: the dataset went through transforms that the environment did not go through
@@ -58,6 +59,13 @@ def check_transforms(metadata: Metadata, env: VecEnv, with_rewards: bool = True)
             f"{metadata.source} went through {missing}, the environment did not: use the raw data, or train in "
             "sb3_ext.datasets.make_training_env(dataset). If the environment does the same by itself: "
             "load(...).with_metadata(transforms=())."
+        )
+    cuts_off = any(isinstance(transform, MovingSteps) and transform.truncates for transform in metadata.transforms)
+    if cuts_off and MovingSteps.name not in has:
+        warnings.warn(
+            "moving_steps(truncates=True) cuts episodes off in environments of make_training_env(dataset) alone: in "
+            "this one they go on where a robot stands.",
+            stacklevel=3,
         )
 
 

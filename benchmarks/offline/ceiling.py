@@ -1,0 +1,126 @@
+"""
+What the hidden goal of ``antmaze-umaze`` costs. It lies anywhere within a metre, each way, of the centre of its cell,
+success is within 0.45 m of it, and no observation tells where. A model with a ``HierarchicalPolicy`` plays the same
+episodes three times: by its own subgoals; near the cell, by subgoals towards the goal, as if it were observed; and in
+the cell, by subgoals that search it from waypoint to waypoint, as no policy without a memory could.
+
+    python benchmarks/offline/train.py --algo rebrac --data ../shared/data/antmaze-umaze.hdf5 --steps 20000 --seed 0 \\
+        --save --output runs/ceiling
+    python benchmarks/offline/ceiling.py --algo rebrac --model runs/ceiling/seed0.zip \\
+        --data ../shared/data/antmaze-umaze.hdf5
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from train import ALGORITHMS, Evaluation
+
+import sb3_ext
+from sb3_ext.common.hierarchical_policy import HierarchicalPolicy
+from sb3_ext.datasets import load
+
+# Metres
+CENTRE = np.array([-4.0, -4.0])
+TOLD_WITHIN, SEARCHES_WITHIN = 2.5, 1.5
+# A bit further than the data go in 20 steps, on the average
+SUBGOAL_LENGTH = 1.7
+# From the centre around it, then to the corners, and again
+WAYPOINTS = CENTRE + 0.7 * np.array([(0, 0), (1, 0), (1, 1), (0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1)])
+REACHED_WITHIN, STEPS_PER_WAYPOINT = 0.4, 40
+
+# Where to head for, or None to go by the model's own subgoal: position, number of the environment
+Target = Callable[[np.ndarray, int], np.ndarray | None]
+
+
+class Search:
+    """Waypoint after waypoint, each until it is reached or has taken long enough, from where an ant enters the cell."""
+
+    def __init__(self, n_episodes: int):
+        self.waypoint = np.full(n_episodes, -1)
+        self.steps = np.zeros(n_episodes, dtype=int)
+
+    def __call__(self, position: np.ndarray, i: int) -> np.ndarray | None:
+        if self.waypoint[i] < 0:
+            if np.linalg.norm(position - CENTRE) > SEARCHES_WITHIN:
+                return None
+            self.waypoint[i] = 0
+        self.steps[i] += 1
+        there = np.linalg.norm(position - self._target(i)) < REACHED_WITHIN
+        if there or self.steps[i] > STEPS_PER_WAYPOINT:
+            self.waypoint[i] += 1
+            self.steps[i] = 0
+        return self._target(i)
+
+    def _target(self, i: int) -> np.ndarray:
+        return WAYPOINTS[self.waypoint[i] % len(WAYPOINTS)]
+
+
+class Guided:
+    """
+    Actions of a hierarchical policy whose subgoals are overruled.
+
+    :param policy: the model's
+    :param evaluation: that plays
+    :param target: where to go instead
+    """
+
+    def __init__(self, policy: HierarchicalPolicy, evaluation: Evaluation, target: Target):
+        self.policy, self.evaluation, self.target = policy, evaluation, target
+        # What a difference of 1 m is for the policy, whose features may be standardised, (2,)
+        rows = th.zeros(2, policy.observation_space.shape[0])  # type: ignore[index]
+        rows[1, :2] = 1
+        here, there = policy.where(policy.features(rows))
+        self.per_metre = there - here
+
+    @th.no_grad()
+    def __call__(self, observations: np.ndarray) -> np.ndarray:
+        features = self.policy.features(th.as_tensor(observations))
+        subgoals = self.policy.chosen_subgoals(self.policy.where(features))
+        for row, i in enumerate(self.evaluation.playing):
+            position = observations[row, :2]
+            target = self.target(position, int(i))
+            if target is not None:
+                way = target - position
+                way = th.as_tensor(way * SUBGOAL_LENGTH / max(np.linalg.norm(way), 1e-6), dtype=th.float32)
+                subgoals[row] = self.policy.subgoals(way * self.per_metre)
+        actions = self.policy.low_level(th.cat([features, subgoals], dim=-1), deterministic=True)
+        return actions.clamp(-1, 1).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--algo", choices=list(ALGORITHMS), required=True)
+    parser.add_argument("--model", type=Path, required=True, help="zip of a model with a HierarchicalPolicy")
+    parser.add_argument("--data", required=True, help="file of antmaze-umaze")
+    parser.add_argument("--episodes", type=int, default=100)
+    args = parser.parse_args()
+    th.set_num_threads(1)
+    policy: Any = getattr(sb3_ext, ALGORITHMS[args.algo]).load(args.model, device="cpu").policy
+    if not isinstance(policy, HierarchicalPolicy):
+        parser.error(f"{args.model} has a {type(policy).__name__}, not a HierarchicalPolicy.")
+    evaluation = Evaluation(load(args.data), args.episodes)
+
+    def told(position: np.ndarray, i: int) -> np.ndarray | None:
+        near = np.linalg.norm(position - CENTRE) < TOLD_WITHIN
+        return evaluation.envs[i].unwrapped.goal if near else None  # type: ignore[attr-defined]
+
+    targets: dict[str, Target] = {
+        "own subgoals": lambda position, i: None,
+        "told the goal": told,
+        "searches": Search(args.episodes),
+    }
+    for name, target in targets.items():
+        score = evaluation(Guided(policy, evaluation, target))["score"]
+        # Of the goals that were just played
+        goals = np.stack([env.unwrapped.goal for env in evaluation.envs])  # type: ignore[attr-defined]
+        is_far = np.abs(goals - CENTRE).max(axis=1) > 2 / 3
+        near, far = (100 * evaluation.successes[rows].mean() for rows in (~is_far, is_far))
+        print(f"{name}: {score:.0f} %; goals near the centre {near:.0f}, at the cell's edge {far:.0f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
