@@ -5,14 +5,17 @@ import importlib
 import io
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch as th
 import yaml
+from gymnasium import spaces
 
 import rl_zoo_configs
-from sb3_ext.datasets import Dataset
+from sb3_ext import IQL
+from sb3_ext.datasets import Dataset, load
 
 FOLDER = Path(__file__).parents[1] / "benchmarks/offline"
 COLUMNS = ["step", "score", "success_rate", "return_mean", "episode_length", "episodes", "training_seconds"]
@@ -89,7 +92,7 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     every = suite.to_do([0, 1, 2], [], tmp_path)
     # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, eight
     # without a hierarchy, four online, three seeds
-    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4)
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4 + 1)
     name = "antmaze-umaze/ReBRAC"
     total = suite.plans()[name].total
     write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])
@@ -122,7 +125,7 @@ def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
         assert not any(argument in changes for argument in of_hierarchies)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
     assert {name for name, arguments in online.items() if "--action-noise" in arguments} == {"AWAC", "ReBRAC"}
-    assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == {"AWAC", "Cal-QL"}
+    assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == set(online) - {"IQL"}
 
 
 def test_runs_that_the_suite_has_not_finished_are_in_no_table(script, tmp_path):
@@ -200,3 +203,56 @@ def test_worker_answers_turn_by_turn(script, monkeypatch):
     with pytest.raises(SystemExit):  # after the third step of the last turn nobody asks for more
         turns()
     assert len(answers.getvalue().split()) == 3
+
+
+def test_a_search_goes_from_waypoint_to_waypoint(script):
+    ceiling = script("ceiling")
+    search = ceiling.Search(2)
+    far, near = (ceiling.CENTRE + np.array([0, distance]) for distance in (1.6, 1.4))
+    assert search(far, 0) is None
+    # What it began it goes on with wherever it is, for as long as a waypoint may take
+    for position in [near, *[far] * (ceiling.STEPS_PER_WAYPOINT - 1)]:
+        np.testing.assert_array_equal(search(position, 0), ceiling.WAYPOINTS[0])
+    np.testing.assert_array_equal(search(far, 0), ceiling.WAYPOINTS[1])
+    # And where it is reached
+    for i in range(1, 20):
+        waypoint, following = (ceiling.WAYPOINTS[k % len(ceiling.WAYPOINTS)] for k in (i, i + 1))
+        np.testing.assert_array_equal(search(waypoint + np.array([0.3, 0.2]), 0), following)
+    assert search(far, 1) is None
+
+
+def test_subgoals_that_are_overruled(script):
+    ceiling = script("ceiling")
+    rng = np.random.default_rng(0)
+    # Twice as far along x as along y
+    walk = np.cumsum(rng.normal(size=(301, 3)) * [2, 1, 1], axis=0).astype(np.float32)
+    columns = {"observations": walk[:-1], "next_observations": walk[1:], "actions": rng.uniform(-1, 1, (300, 2))}
+    ends = {"terminations": np.zeros(300, bool), "truncations": np.arange(1, 301) % 50 == 0}
+    dataset = load({**columns, **ends, "rewards": rng.normal(size=300)}).with_metadata(
+        observation_space=spaces.Box(-np.inf, np.inf, (3,), np.float32),
+        action_space=spaces.Box(-1, 1, (2,), np.float32),
+    )
+    model = IQL(
+        "HierarchicalPolicy",
+        None,
+        dataset,
+        action_values=False,
+        n_steps=5,
+        standardize_observations=True,
+        policy_kwargs={"net_arch": [8]},
+        device="cpu",
+        seed=0,
+    ).learn(5)
+    evaluation = SimpleNamespace(playing=np.array([3, 1]))
+    observations = dataset.observations[:2]
+    own = ceiling.Guided(model.policy, evaluation, lambda position, i: None)
+    np.testing.assert_allclose(own(observations), model.predict(observations, deterministic=True)[0], rtol=1e-5)
+    asked = []
+    model.policy.subgoals = lambda ways: asked.append(ways.numpy()) or th.zeros(2)
+    guided = ceiling.Guided(
+        model.policy, evaluation, lambda position, i: position + np.array([3, 4]) if i == 1 else None
+    )
+    guided(observations)
+    # As features are: in standard deviations of the data
+    std = dataset.observations[:, :2].std(axis=0)
+    np.testing.assert_allclose(asked, [ceiling.SUBGOAL_LENGTH * np.array([0.6, 0.8]) / std], rtol=1e-3)
