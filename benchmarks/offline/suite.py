@@ -99,13 +99,16 @@ FLAT = {
 }
 # What differs where collection follows: half an update for each step
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
+ENDS_WHERE_IT_STANDS = (
+    "dataset_kwargs={reward_shift: -1, transforms: [successful_episodes, {name: moving_steps, truncates: true}]}",
+)
 # One that searches for the goal stays within a metre for long: what hardly moves stands
 ENDS_WHERE_IT_HARDLY_MOVES = (
     "dataset_kwargs={reward_shift: -1, transforms: [successful_episodes, moving_steps, "
     "{name: moving_steps, distance: 0.3, horizon: 60, truncates: true}]}",
 )
 ONLINE_ALGORITHMS = {
-    "AWAC": ("offline_ratio=0.75", *ENDS_WHERE_IT_HARDLY_MOVES),
+    "AWAC": ENDS_WHERE_IT_STANDS,
     "IQL": (),
     "ReBRAC": ENDS_WHERE_IT_HARDLY_MOVES,
     "Cal-QL": ENDS_WHERE_IT_HARDLY_MOVES,
