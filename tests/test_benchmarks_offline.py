@@ -213,12 +213,16 @@ def test_a_search_goes_from_waypoint_to_waypoint(script):
     # What it began it goes on with wherever it is, for as long as a waypoint may take
     for position in [near, *[far] * (ceiling.STEPS_PER_WAYPOINT - 1)]:
         np.testing.assert_array_equal(search(position, 0), ceiling.WAYPOINTS[0])
-    np.testing.assert_array_equal(search(far, 0), ceiling.WAYPOINTS[1])
+    np.testing.assert_array_equal([search(far, 0) for _ in range(2)], [ceiling.WAYPOINTS[1]] * 2)
     # And where it is reached
     for i in range(1, 20):
         waypoint, following = (ceiling.WAYPOINTS[k % len(ceiling.WAYPOINTS)] for k in (i, i + 1))
         np.testing.assert_array_equal(search(waypoint + np.array([0.3, 0.2]), 0), following)
+    # Another one's steps are its own
     assert search(far, 1) is None
+    for position in [near, *[far] * (ceiling.STEPS_PER_WAYPOINT - 1)]:
+        search(far, 0)
+        np.testing.assert_array_equal(search(position, 1), ceiling.WAYPOINTS[0])
 
 
 def test_subgoals_that_are_overruled(script):
@@ -247,12 +251,17 @@ def test_subgoals_that_are_overruled(script):
     observations = dataset.observations[:2]
     own = ceiling.Guided(model.policy, evaluation, lambda position, i: None)
     np.testing.assert_allclose(own(observations), model.predict(observations, deterministic=True)[0], rtol=1e-5)
-    asked = []
-    model.policy.subgoals = lambda ways: asked.append(ways.numpy()) or th.zeros(2)
-    guided = ceiling.Guided(
-        model.policy, evaluation, lambda position, i: position + np.array([3, 4]) if i == 1 else None
-    )
-    guided(observations)
+    asked, subgoal = [], th.tensor([0.9, -0.9])
+    model.policy.subgoals = lambda ways: asked.append(ways.numpy()) or subgoal
+    way = np.array([3, 4])
+    guided = ceiling.Guided(model.policy, evaluation, lambda position, i: position + way if i == 3 else None)
+    actions, unsteered = guided(observations), own(observations)
     # As features are: in standard deviations of the data
     std = dataset.observations[:, :2].std(axis=0)
     np.testing.assert_allclose(asked, [ceiling.SUBGOAL_LENGTH * np.array([0.6, 0.8]) / std], rtol=1e-3)
+    with th.no_grad():
+        features = model.policy.features(th.as_tensor(observations[:1]))
+        steered = model.policy.low_level(th.cat([features, subgoal[None]], dim=1), True)
+    np.testing.assert_allclose(actions[:1], steered.clamp(-1, 1), rtol=1e-5)
+    np.testing.assert_allclose(actions[1], unsteered[1], rtol=1e-5)
+    assert not np.allclose(actions[0], unsteered[0])

@@ -503,8 +503,9 @@ def test_the_environment_must_go_through_the_same_transforms(transform):
 def test_an_environment_whose_episodes_go_on_for_longer_is_warned_of():
     env = gym.make("PointMazeFlat/UMaze-v3")
     dataset = load("demo/pointmaze-umaze", transforms=[MovingSteps(distance=0.01, horizon=5, truncates=True)])
-    with pytest.warns(UserWarning, match="go on where a robot stands"):
+    with pytest.warns(UserWarning, match="go on where a robot stands") as record:
         fill(make_model(SAC, env, buffer_size=100_000), dataset)
+    assert record[0].filename == __file__
     model = make_model(SAC, make_training_env(dataset), buffer_size=100_000)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

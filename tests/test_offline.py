@@ -79,7 +79,19 @@ def test_softmax_weights_have_a_mean_of_one_and_no_level():
     th.testing.assert_close(losses.softmax_weights(advantages + 100, 1.0), th.tensor([0.5, 1.5]), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize(("weights", "share"), [([1.0, 1, 1, 1], 1), ([1.0, 0, 0, 0], 0.25), ([3.0, 1.0], 16 / 20)])
+@pytest.mark.parametrize(
+    ("weights", "share"),
+    [
+        ([1.0, 1, 1, 1], 1),
+        ([1.0, 0, 0, 0], 0.25),
+        ([3.0, 1.0], 16 / 20),
+        # Squares of these leave the range of float32
+        ([1e-30, 1e-30], 1),
+        ([1e-30, 0, 0, 0], 0.25),
+        ([1e30, 1e30], 1),
+        ([0.0, 0.0], 0),
+    ],
+)
 def test_effective_sample_size(weights, share):
     assert losses.effective_sample_size(th.tensor(weights)).item() == pytest.approx(share)
 
@@ -425,8 +437,34 @@ def test_an_environment_that_does_not_end_where_a_robot_stands_is_warned_of():
         warnings.simplefilter("error", UserWarning)
         IQL("MlpPolicy", make_training_env(data), dataset=data, n_offline_steps=0, **small).learn(5)
         model = IQL("MlpPolicy", make_eval_env(data), dataset=data, n_offline_steps=5, **small).learn(5)
-    with pytest.warns(UserWarning, match="go on where a robot stands"):
+    with pytest.warns(UserWarning, match="go on where a robot stands") as record:
         model.learn(5, reset_num_timesteps=False)
+    assert record[0].filename == __file__
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_an_environment_that_a_callback_sets_is_the_one_to_go_on_in(number):
+    data = load("demo/pointmaze-umaze", reward_shift=-1)
+    shifted = make_vec_env(lambda: make_training_env(data), n_envs=number)
+
+    class SetEnv(BaseCallback):
+        def _on_step(self):
+            if self.num_timesteps == 20:
+                self.model.set_env(shifted)
+            return True
+
+    raw = make_vec_env(lambda: make_eval_env(data), n_envs=2)
+    model = make(IQL, data, raw, n_offline_steps=30).learn(90, callback=SetEnv())
+    assert model.env is shifted and model.num_timesteps == 90
+    assert model.replay_buffer.n_envs == number and model.replay_buffer.size() * number == 60
+    # Shifted once, by the environment
+    assert collected_rewards(model) <= {-1.0, 0.0}
+
+
+def test_numbers_of_steps_may_be_floats(demos):
+    model = make(IQL, demos, make_vec_env(reach_env), n_offline_steps=1e2)
+    assert model.learn(1.2e2).num_timesteps == 120 and model.replay_buffer.size() == 20
+    assert make(IQL, demos, batch_size=1e1).learn(2e2).num_timesteps == 200
 
 
 @pytest.mark.parametrize("algorithm", ACTOR_CRITICS)
@@ -618,7 +656,18 @@ def test_cosine_of_the_actors_learning_rate(demos, algorithm):
         (IQL, {"action_values": None}, "must be True or False"),
         (IQL, {"offline_ratio": 1.5}, "share of each batch"),
         (IQL, {"n_steps": 0}, "at least 1"),
+        (IQL, {"n_steps": 1.5}, "n_steps=1.5 must be a whole number"),
         (IQL, {"n_offline_steps": -1}, "at least 0, or None"),
+        (IQL, {"n_offline_steps": 1.5}, "n_offline_steps=1.5 must be a whole number of at least 0, or None"),
+        (IQL, {"n_offline_steps": "10"}, "n_offline_steps='10' must be a whole number"),
+        (IQL, {"batch_size": 0}, "batch_size=0 must be a whole number of at least 1"),
+        (IQL, {"buffer_size": 0}, "buffer_size=0 must be a whole number of at least 1"),
+        (IQL, {"gamma": 1.5}, r"gamma=1.5 must be in \[0, 1\]"),
+        (IQL, {"tau": 0.0}, r"tau=0.0 in \(0, 1\]"),
+        (AWAC, {"n_value_samples": 1.5}, "n_value_samples=1.5 must be a whole number"),
+        (CalQL, {"n_actions": 2.5}, "n_actions=2.5 must be a whole number"),
+        (EDAC, {"n_critics": 2.5}, "n_critics=2.5 must be a whole number"),
+        (ReBRAC, {"policy_delay": 1.5}, "policy_delay=1.5 must be a whole number"),
         (IQL, {"update_backend": "cudagraph"}, "needs device=.cuda."),
         (BC, {"top_percent": 0}, r"must be in \(0, 100\]"),
         (BC, {"update_backend": "fast"}, "update_backend"),

@@ -78,8 +78,7 @@ class AWAC(WeightedCloningAlgorithm):
             raise ValueError(f"awac_lambda={self.awac_lambda} and max_weight={self.max_weight} must be above 0.")
         if self.weighting not in WEIGHTINGS:
             raise ValueError(f"weighting={self.weighting!r} must be one of {WEIGHTINGS}.")
-        if self.n_value_samples < 1:
-            raise ValueError(f"n_value_samples={self.n_value_samples} must be at least 1.")
+        self._make_whole("n_value_samples", minimum=1)
 
     def _update(self, batch: Samples, noise: th.Tensor | None) -> Scalars:
         assert noise is not None

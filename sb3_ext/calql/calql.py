@@ -70,8 +70,7 @@ class CalQL(EntropyRegularizedAlgorithm):
         super()._check_arguments()
         if not self.cql_alpha >= 0:
             raise ValueError(f"cql_alpha={self.cql_alpha} must be at least 0.")
-        if self.n_actions < 1:
-            raise ValueError(f"n_actions={self.n_actions} must be at least 1.")
+        self._make_whole("n_actions", minimum=1)
 
     @property
     def n_noise(self) -> int:  # type: ignore[override]

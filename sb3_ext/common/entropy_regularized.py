@@ -76,8 +76,7 @@ class EntropyRegularizedAlgorithm(EntropyCoefficientMixin, OfflineActorCritic):
                 f"{type(self).__name__} has n_critics={self.n_critics}, but policy_kwargs n_critics={of_policy}: it is "
                 f"an argument of {type(self).__name__} itself, leave it out there."
             )
-        if self.n_critics < 1:
-            raise ValueError(f"n_critics={self.n_critics} must be at least 1.")
+        self._make_whole("n_critics", minimum=1)
         self._first_ent_coef()
 
     def _first_ent_coef(self) -> float:

@@ -95,12 +95,16 @@ def softmax_weights(advantages: th.Tensor, temperature: float) -> th.Tensor:
 
 def effective_sample_size(weights: th.Tensor) -> th.Tensor:
     r"""
-    :math:`(\sum_b w_b)^2 / (B \sum_b w_b^2)` in (0, 1]: the share of a batch that a weighted mean rests on.
+    :math:`(\sum_b w_b)^2 / (B \sum_b w_b^2)` in (0, 1]: the share of a batch that a weighted mean rests on. 0 where all
+    weights are.
 
     :param weights: not negative, shape ``(batch,)``
     :return: scalar
     """
-    return weights.sum().square() / (len(weights) * weights.square().sum())
+    # Relative to the largest, since squares of small weights, and of large ones, leave the range of float32
+    smallest = th.finfo(weights.dtype).tiny
+    weights = weights / weights.amax().clamp(min=smallest)
+    return weights.sum().square() / (len(weights) * weights.square().sum()).clamp(min=smallest)
 
 
 def weighted_cloning_loss(log_prob: th.Tensor, weights: th.Tensor) -> th.Tensor:

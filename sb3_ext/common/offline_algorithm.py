@@ -188,11 +188,21 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _check_arguments(self) -> None:
         if not 0 <= self.offline_ratio <= 1:
             raise ValueError(f"offline_ratio={self.offline_ratio} is a share of each batch and must be in [0, 1].")
-        if not is_whole(self.n_steps) or self.n_steps < 1:
-            raise ValueError(f"n_steps={self.n_steps!r} must be a whole number of at least 1.")
-        self.n_steps = int(self.n_steps)
-        if self.n_offline_steps is not None and self.n_offline_steps < 0:
-            raise ValueError(f"n_offline_steps={self.n_offline_steps} must be at least 0, or None.")
+        for name in ("n_steps", "batch_size", "buffer_size"):
+            self._make_whole(name, minimum=1)
+        if self.n_offline_steps is not None:
+            self._make_whole("n_offline_steps", minimum=0, otherwise=", or None")
+        if not 0 <= self.gamma <= 1 or not 0 < self.tau <= 1:
+            raise ValueError(f"gamma={self.gamma} must be in [0, 1], tau={self.tau} in (0, 1].")
+
+    def _make_whole(self, name: str, minimum: int, otherwise: str = "") -> None:
+        """
+        :raises ValueError: the argument is no whole number, which YAML may have as 1e3, or below its minimum
+        """
+        value = getattr(self, name)
+        if not is_whole(value) or value < minimum:
+            raise ValueError(f"{name}={value!r} must be a whole number of at least {minimum}{otherwise}.")
+        setattr(self, name, int(value))
 
     def _load_dataset(self) -> Dataset:
         if self.dataset is None:
@@ -282,6 +292,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         :raises DatasetError: the dataset of a loaded model is not there
         :raises ValueError: steps are left for collection, and there is no environment
         """
+        total_timesteps = int(total_timesteps)  # 1e6, say
         n_offline = self._n_offline_of(total_timesteps)
         if n_offline > 0 or self.offline_ratio > 0:
             self._require_dataset()
@@ -435,6 +446,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
     def _learn_online(self, total_timesteps: int, callback: BaseCallback, log_interval: int | None) -> None:
         """The loop of ``OffPolicyAlgorithm.learn``."""
         assert self.env is not None and isinstance(self.train_freq, TrainFreq)
+        if self.num_timesteps < total_timesteps:
+            self._start_in_new_environment()
         while self.num_timesteps < total_timesteps:
             assert self.replay_buffer is not None
             rollout = self.collect_rollouts(
@@ -452,6 +465,22 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 n_updates = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                 if n_updates > 0:
                     self.train(n_updates, self.batch_size)
+
+    def _start_in_new_environment(self) -> None:
+        """Where a callback has set one since ``learn`` began, what that did for the former environment."""
+        assert self.env is not None
+        if self._last_obs is not None and self.replay_buffer is not None:
+            return
+        self._check_environment()
+        self._factor, self._shift = self._reward_change
+        if self.replay_buffer is None:
+            self.replay_buffer = self._make_replay_buffer()
+        if self.dataset_buffer is not None:
+            self._initialise_normalization()
+        self._last_obs = self.env.reset()  # type: ignore[assignment]
+        self._last_episode_starts = np.ones((self.env.num_envs,), dtype=bool)
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """

@@ -65,7 +65,7 @@ def check_transforms(metadata: Metadata, env: VecEnv, with_rewards: bool = True)
         warnings.warn(
             "moving_steps(truncates=True) cuts episodes off in environments of make_training_env(dataset) alone: in "
             "this one they go on where a robot stands.",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -87,8 +87,7 @@ class ReBRAC(OfflineActorCritic):
         for name in ("target_policy_noise", "target_noise_clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 0.")
-        if self.policy_delay < 1:
-            raise ValueError(f"policy_delay={self.policy_delay} must be at least 1.")
+        self._make_whole("policy_delay", minimum=1)
 
     def _check_hierarchy(self) -> None:
         super()._check_hierarchy()
