@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,13 @@ def test_hierarchies_of_the_offline_page_run(tmp_path):
         assert small != code
         (tmp_path / "hierarchy.py").write_text(small)
         run(tmp_path, "hierarchy.py")
+
+
+def test_training_environment_of_the_offline_page_runs(tmp_path):
+    (code,) = [code for code in blocks("docs/offline.md", "python") if "truncates=True" in code]
+    (tmp_path / "antmaze-umaze.hdf5").symlink_to(shared_file("antmaze-umaze"))
+    (tmp_path / "environment.py").write_text(f"{textwrap.dedent(code)}\nassert env.spec.id == 'AntMazeFlat/UMaze-v4'\n")
+    run(tmp_path, "environment.py")
 
 
 def test_python_of_the_bcppo_page_runs(tmp_path):

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch as th
 from algo_checks import CHECKS, assert_same_parameters, learn_and_capture, parameters
+from gymnasium import spaces
 from rl_zoo3.callbacks import RawStatisticsCallback
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_envs import reach_demos, reach_env
 
 from sb3_ext.awac import AWAC
@@ -22,7 +23,7 @@ from sb3_ext.bc import BC
 from sb3_ext.calql import CalQL
 from sb3_ext.common import losses
 from sb3_ext.common.distributions import ClampedNormal
-from sb3_ext.datasets import DatasetError, load, make_eval_env, make_training_env, save
+from sb3_ext.datasets import DatasetError, load, make_eval_env, make_training_env, rollout_episodes, save
 from sb3_ext.datasets.transforms import MovingSteps
 from sb3_ext.edac import EDAC
 from sb3_ext.iql import IQL
@@ -719,3 +720,47 @@ def test_n_step_returns_of_the_dataset(demos):
     assert samples.rewards[first].item() == pytest.approx(expected)
     assert samples.discounts[first].item() == pytest.approx(0.25)
     model.learn(10)
+
+
+class ImageEnv(gym.Env):
+    """Images that count steps, channels last, alone or in a Dict."""
+
+    def __init__(self, in_dict=False):
+        image = spaces.Box(0, 255, (40, 36, 3), np.uint8)
+        self.in_dict = in_dict
+        self.observation_space = spaces.Dict({"image": image, "vector": spaces.Box(-1, 1, (2,))}) if in_dict else image
+        self.action_space = spaces.Box(-1, 1, (2,))
+
+    def _observe(self):
+        image = np.zeros((40, 36, 3), np.uint8)
+        image[self.n_steps, :, 1] = 200
+        return {"image": image, "vector": np.full(2, self.n_steps / 10, np.float32)} if self.in_dict else image
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.n_steps = 0
+        return self._observe(), {}
+
+    def step(self, action):
+        self.n_steps += 1
+        return self._observe(), float(action[0]), False, self.n_steps >= 8, {}
+
+
+@pytest.mark.parametrize(("policy", "in_dict"), [("CnnPolicy", False), ("MultiInputPolicy", True)])
+def test_images_without_an_environment_are_those_with_one(policy, in_dict, tmp_path):
+    env = ImageEnv(in_dict)
+    env.action_space.seed(0)
+    data = rollout_episodes(env, lambda obs: env.action_space.sample(), n_episodes=6, seed=0)
+    small = {"batch_size": 8, "buffer_size": 100, "seed": 0, "device": "cpu", "update_backend": "eager"}
+    small["policy_kwargs"] = {"net_arch": [8]}
+    alone = IQL(policy, None, dataset=data, **small).learn(4)
+    beside = IQL(policy, ImageEnv(in_dict), dataset=data, **small).learn(4)
+    assert alone.observation_space == beside.observation_space
+    observation, _ = env.reset()
+    actions = [model.predict(observation, deterministic=True)[0] for model in (alone, beside)]
+    np.testing.assert_array_equal(*actions)
+    alone.save(tmp_path / "model")
+    loaded = IQL.load(tmp_path / "model", dataset=data, device="cpu").learn(4, reset_num_timesteps=False)
+    loaded.set_env(DummyVecEnv([lambda: ImageEnv(in_dict)] * 2))
+    loaded.n_offline_steps = 0
+    assert loaded.learn(8, reset_num_timesteps=False).replay_buffer.size() == 4

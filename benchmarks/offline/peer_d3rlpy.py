@@ -57,13 +57,15 @@ def main() -> None:
 
     parser = make_parser(__doc__, ALGORITHMS)
     args = parser.parse_args()
+    params = hyperparameters(args.algo, load(args.data))
+    if args.steps is None:
+        args.steps = int(params["n_timesteps"])
     if args.steps % args.eval_freq != 0:
         parser.error("--steps has to be a multiple of --eval-freq, since d3rlpy trains in epochs.")
 
     th.set_num_threads(args.threads)
     d3rlpy.seed(args.seed)
     changes = parse_changes(args.set)
-    params = hyperparameters(args.algo, load(args.data))
     dataset = load(args.data, **params.get("dataset_kwargs", {}))
     space: Any = dataset.metadata.action_space
     if not (np.all(space.low == -1) and np.all(space.high == 1)):

@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from suite import ONLINE, ONLINE_LENGTHS, RESULTS, plans
+from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, RESULTS, plans
 
 PEER = "d3rlpy "
 HEADER = """\
@@ -162,7 +162,8 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
     fig, axes = plt.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
     names = dict.fromkeys(algorithm for curves in results.values() for algorithm in curves)
     # A peer has the colour of ours, and so has cloning of a part
-    families = list(dict.fromkeys(name.removeprefix(PEER).split(",")[0] for name in names))
+    # The same color in every figure
+    families = list(dict.fromkeys([*ALGORITHMS, *(name.removeprefix(PEER).split(",")[0] for name in names)]))
     for axis, (dataset, curves) in zip(axes[0], results.items(), strict=True):
         for algorithm, runs in curves.items():
             runs = finished(runs)

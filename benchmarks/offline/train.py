@@ -124,7 +124,7 @@ def hyperparameters(algo: str, dataset: Dataset) -> dict[str, Any]:
     env = make_eval_env(dataset)
     entry = dict(configs[env.spec.id])  # type: ignore[union-attr]
     env.close()
-    for name in ("dataset", "n_timesteps", "n_envs"):
+    for name in ("dataset", "n_envs"):
         entry.pop(name, None)
     return entry
 
@@ -132,6 +132,7 @@ def hyperparameters(algo: str, dataset: Dataset) -> dict[str, Any]:
 def make_model(algo: str, data: str, env: gym.Env | None, seed: int, changes: dict[str, Any]) -> BaseAlgorithm:
     """The model with the configuration's hyper-parameters and changes to them; ``None`` takes one out."""
     params = {**hyperparameters(algo, load(data)), **changes}
+    del params["n_timesteps"]
     params = {name: value for name, value in params.items() if value is not None}
     return getattr(sb3_ext, ALGORITHMS[algo])(env=env, dataset=data, seed=seed, device="cpu", **params)
 
@@ -141,11 +142,11 @@ def make_parser(description: str | None, algorithms: Iterable[str]) -> argparse.
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--algo", choices=list(algorithms), required=True)
     parser.add_argument("--data", required=True, help="file or name of the dataset")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=50_000, help="gradient steps on the dataset")
-    parser.add_argument("--eval-freq", type=int, default=10_000)
-    parser.add_argument("--episodes", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0, help="of the training (default: 0)")
+    parser.add_argument("--steps", type=int, help="gradient steps on the dataset (default: the configuration's)")
+    parser.add_argument("--eval-freq", type=int, default=10_000, help="steps between evaluations (default: 10,000)")
+    parser.add_argument("--episodes", type=int, default=100, help="of each evaluation (default: 100)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="hyper-parameters, values in YAML")
     parser.add_argument("--output", type=Path, required=True, help="folder of the CSV")
     return parser
@@ -173,6 +174,8 @@ def main() -> None:
     th.set_num_threads(args.threads)
     changes = parse_changes(args.set)
     dataset = load(args.data)
+    if args.steps is None:
+        args.steps = int(hyperparameters(args.algo, dataset)["n_timesteps"])
     env = None
     if args.online > 0:
         changes["n_offline_steps"] = args.steps

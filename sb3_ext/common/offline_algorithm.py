@@ -31,7 +31,7 @@ from sb3_ext.datasets.dataset import Dataset, Metadata
 from sb3_ext.datasets.errors import DatasetError
 from sb3_ext.datasets.load import DatasetLike, load
 from sb3_ext.datasets.transforms import reward_factor_and_shift, transform_from_dict
-from sb3_ext.datasets.vec_env import check_env_id, check_transforms, transforms_of
+from sb3_ext.datasets.vec_env import channels_first, check_env_id, check_transforms, transforms_of
 
 SelfOfflineAlgorithm = TypeVar("SelfOfflineAlgorithm", bound="OfflineAlgorithm")
 
@@ -231,7 +231,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             raise ValueError(f"Actions are scaled from their bounds, which have to be finite, not {action_space}.")
         if isinstance(action_space, spaces.Discrete) and action_space.start != 0:
             raise ValueError(f"Discrete actions have to start at 0, as in SB3, not {action_space}.")
-        self.observation_space, self.action_space, self.n_envs = observation_space, action_space, 1
+        self.observation_space, self.action_space = channels_first(observation_space), action_space
+        self.n_envs = 1
 
     def _setup_model(self) -> None:
         if isinstance(self.learning_rate, str):

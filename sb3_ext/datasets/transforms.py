@@ -386,8 +386,8 @@ class MovingSteps(Transform):
     :param horizon: steps, at least 1
     :param entries: number of entries at the start of the observation that are the position
     :param truncates: whether environments of :func:`~sb3_ext.datasets.make_training_env` cut an episode off once the
-        position is nearer than ``distance`` to where it was ``horizon`` steps before. With several of these transforms
-        the first one that says so does
+        position is nearer than ``distance`` to where it was ``horizon`` steps before. Several of these transforms that
+        say so all do
     :raises DatasetError: it stands all the time.
     """
 

@@ -1,11 +1,13 @@
 """A dataset beside the environment of a model: the same environment, transforms, images and statistics."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize, VecTransposeImage, unwrap_vec_wrapper
 
@@ -63,10 +65,29 @@ def check_transforms(metadata: Metadata, env: VecEnv, with_rewards: bool = True)
     cuts_off = any(isinstance(transform, MovingSteps) and transform.truncates for transform in metadata.transforms)
     if cuts_off and MovingSteps.name not in has:
         warnings.warn(
-            "moving_steps(truncates=True) cuts episodes off in environments of make_training_env(dataset) alone: in "
-            "this one they go on where a robot stands.",
+            "moving_steps(truncates=True) cuts episodes off in environments of make_training_env(dataset) alone, the "
+            "dataset being load's with all transforms: in this one they go on where a robot stands.",
             stacklevel=4,
         )
+
+
+def channels_first(space: spaces.Space) -> spaces.Space:
+    """The space that SB3 gives a model for one of images, alone or in a Dict; others as they are."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: channels_first(part) for key, part in space.spaces.items()})
+    if isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space):
+        return VecTransposeImage.transpose_space(space)
+    return space
+
+
+def _frames_channels_first(frames: Observations, space: spaces.Space) -> Observations:
+    """
+    :param space: of the frames
+    """
+    if isinstance(frames, Mapping):
+        assert isinstance(space, spaces.Dict)
+        return {key: _frames_channels_first(part, space[key]) for key, part in frames.items()}  # type: ignore[misc]
+    return frames if channels_first(space) is space else VecTransposeImage.transpose_image(frames)
 
 
 def as_model_sees(
@@ -75,7 +96,7 @@ def as_model_sees(
     """
     Datasets hold images as the environment gives them; SB3 may have put their channels first.
 
-    :param env: the model's environment
+    :param env: the model's environment, or None
     :param observation_space: the model's
     :param action_space: the model's
     :raises DatasetError: other spaces
@@ -84,6 +105,9 @@ def as_model_sees(
     if wrapper is not None and dataset.metadata.observation_space != observation_space:  # not of a model's buffer
         check_spaces(dataset, wrapper.venv.observation_space, action_space)
         dataset = replace(dataset, frames=wrapper.transpose_observations(dataset.frames))  # type: ignore[arg-type]
+    own = dataset.metadata.observation_space
+    if env is None and own is not None and own != observation_space and channels_first(own) == observation_space:
+        dataset = replace(dataset, frames=_frames_channels_first(dataset.frames, own))
     check_spaces(dataset, observation_space, action_space)
     return dataset
 
