@@ -161,8 +161,7 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
     size = (4.6 * len(results) + 2, 4.2)
     fig, axes = plt.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
     names = dict.fromkeys(algorithm for curves in results.values() for algorithm in curves)
-    # A peer has the colour of ours, and so has cloning of a part
-    # The same color in every figure
+    # The same colour in every figure; a peer has that of ours, and so has cloning of a part
     families = list(dict.fromkeys([*ALGORITHMS, *(name.removeprefix(PEER).split(",")[0] for name in names)]))
     for axis, (dataset, curves) in zip(axes[0], results.items(), strict=True):
         for algorithm, runs in curves.items():

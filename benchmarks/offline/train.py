@@ -174,12 +174,13 @@ def main() -> None:
     th.set_num_threads(args.threads)
     changes = parse_changes(args.set)
     dataset = load(args.data)
+    configured = hyperparameters(args.algo, dataset)
     if args.steps is None:
-        args.steps = int(hyperparameters(args.algo, dataset)["n_timesteps"])
+        args.steps = int(configured["n_timesteps"])
     env = None
     if args.online > 0:
         changes["n_offline_steps"] = args.steps
-        kwargs = {**hyperparameters(args.algo, dataset), **changes}.get("dataset_kwargs")
+        kwargs = {**configured, **changes}.get("dataset_kwargs")
         shaped = load(args.data, **(kwargs or {}))
         env = make_vec_env(lambda: make_training_env(shaped), seed=args.seed)
         if args.action_noise > 0:
