@@ -91,8 +91,8 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     suite = script("suite")
     every = suite.to_do([0, 1, 2], [], tmp_path)
     # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, eight
-    # without a hierarchy, four online, three seeds
-    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4 + 1)
+    # without a hierarchy, four without a memory, four online, three seeds
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4 + 4 + 1)
     name = "antmaze-umaze/ReBRAC"
     total = suite.plans()[name].total
     write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])
@@ -113,7 +113,7 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
 def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
     suite = script("suite")
     plans = suite.plans()
-    of_hierarchies = ("low_level_net_arch", "subgoal_quantile")
+    of_hierarchies = ("low_level_net_arch", "subgoal_quantile", "memory_radius")
     for name in suite.FLAT:
         _, _, changes = " ".join(plans[f"{name}, MlpPolicy"].arguments).partition("--set ")
         assert changes.startswith("policy=MlpPolicy") and "n_steps=" in changes
@@ -123,6 +123,12 @@ def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
         is_left = any(argument in entry.get("policy_kwargs", {}) for argument in of_hierarchies)
         assert not is_left or "policy_kwargs=" in changes
         assert not any(argument in changes for argument in of_hierarchies)
+    for name, change in suite.NO_MEMORY.items():
+        config = yaml.safe_load(rl_zoo_configs.config_path(suite.ALGORITHMS[name.split("/")[1]]).read_text())
+        entry = config[suite.ENVIRONMENTS[name.split("/")[0]]]
+        without = yaml.safe_load(change.removeprefix("policy_kwargs=")) or {}
+        assert entry["policy_kwargs"] == {**without, "memory_radius": 0.12}
+        assert plans[f"{name}, no memory"].arguments[-2:] == ("--set", change)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
     assert {name for name, arguments in online.items() if "--action-noise" in arguments} == {"AWAC", "ReBRAC"}
     assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == set(online) - {"IQL"}
@@ -205,26 +211,6 @@ def test_worker_answers_turn_by_turn(script, monkeypatch):
     assert len(answers.getvalue().split()) == 3
 
 
-def test_a_search_goes_from_waypoint_to_waypoint(script):
-    ceiling = script("ceiling")
-    search = ceiling.Search(2)
-    far, near = (ceiling.CENTRE + np.array([0, distance]) for distance in (1.6, 1.4))
-    assert search(far, 0) is None
-    # What it began it goes on with wherever it is, for as long as a waypoint may take
-    for position in [near, *[far] * (ceiling.STEPS_PER_WAYPOINT - 1)]:
-        np.testing.assert_array_equal(search(position, 0), ceiling.WAYPOINTS[0])
-    np.testing.assert_array_equal([search(far, 0) for _ in range(2)], [ceiling.WAYPOINTS[1]] * 2)
-    # And where it is reached
-    for i in range(1, 20):
-        waypoint, following = (ceiling.WAYPOINTS[k % len(ceiling.WAYPOINTS)] for k in (i, i + 1))
-        np.testing.assert_array_equal(search(waypoint + np.array([0.3, 0.2]), 0), following)
-    # Another one's steps are its own
-    assert search(far, 1) is None
-    for position in [near, *[far] * (ceiling.STEPS_PER_WAYPOINT - 1)]:
-        search(far, 0)
-        np.testing.assert_array_equal(search(position, 1), ceiling.WAYPOINTS[0])
-
-
 def test_subgoals_that_are_overruled(script):
     ceiling = script("ceiling")
     rng = np.random.default_rng(0)
@@ -250,12 +236,14 @@ def test_subgoals_that_are_overruled(script):
     evaluation = SimpleNamespace(playing=np.array([3, 1]))
     observations = dataset.observations[:2]
     own = ceiling.Guided(model.policy, evaluation, lambda position, i: None)
-    np.testing.assert_allclose(own(observations), model.predict(observations, deterministic=True)[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        own(observations, None)[0], model.predict(observations, deterministic=True)[0], rtol=1e-5
+    )
     asked, subgoal = [], th.tensor([0.9, -0.9])
     model.policy.subgoals = lambda ways: asked.append(ways.numpy()) or subgoal
     way = np.array([3, 4])
     guided = ceiling.Guided(model.policy, evaluation, lambda position, i: position + way if i == 3 else None)
-    actions, unsteered = guided(observations), own(observations)
+    actions, unsteered = guided(observations, None)[0], own(observations, None)[0]
     # As features are: in standard deviations of the data
     std = dataset.observations[:, :2].std(axis=0)
     np.testing.assert_allclose(asked, [ceiling.SUBGOAL_LENGTH * np.array([0.6, 0.8]) / std], rtol=1e-3)

@@ -3,12 +3,15 @@
 import math
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from algo_checks import CHECKS
 from gymnasium import spaces
 from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from toy_envs import reach_demos, reach_env
@@ -89,7 +92,7 @@ def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
         },
     )
     if model._is_hierarchical:
-        model._take_subgoal_sizes()  # as the first update does
+        model._take_data()  # as the first update does
     return model
 
 
@@ -439,6 +442,9 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"policy_kwargs": {"subgoal_quantile": True}}, r"subgoal_quantile=True must be in \(0, 1\]"),
         ({"policy_kwargs": {"subgoal_quantile": "0.8"}}, r"subgoal_quantile='0.8' must be in \(0, 1\]"),
         ({"policy_kwargs": {"subgoal_quantile": 85}}, r"subgoal_quantile=85 must be in \(0, 1\]"),
+        ({"policy_kwargs": {"memory_radius": 0}}, "memory_radius=0 must be above 0"),
+        ({"policy_kwargs": {"memory_radius": math.nan}}, "memory_radius=nan must be above 0"),
+        ({"policy_kwargs": {"memory_radius": True}}, "memory_radius=True must be above 0"),
         ({"algorithm": ReBRAC, "critic_bc_coef": 0.01}, "critic_bc_coef=0 with HierarchicalPolicy"),
     ],
 )
@@ -520,3 +526,141 @@ def test_the_mean_of_all_ways_leads_nowhere(walks):
     learning = {"learning_rate": "cos_3e-3", "batch_size": 128, "n_steps": 5, "gamma": 0.97, "weight_temp": 0.0}
     model = make(walks, policy_kwargs={"net_arch": [32, 32]}, **learning)
     assert share_that_arrives(model.learn(2000)) < 0.6
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------------
+
+
+def with_memory(demos, **kwargs):
+    return make(demos, policy_kwargs={"memory_radius": 0.2}, **kwargs)
+
+
+def test_a_memory_knows_where_the_data_were_rewarded(walks):
+    model = with_memory(walks, standardize_observations=True)
+    memory = model.policy.memory
+    mean, std = walks.observations[:, :2].mean(axis=0), walks.observations[:, :2].std(axis=0) + 1e-3
+    rewarded = (walks.next_observations[walks.rewards == 0, :2] - mean) / std / model.policy.subgoal_scale.numpy()
+    assert set(map(tuple, memory.places.numpy().round(3))) <= set(map(tuple, rewarded.round(3)))
+    ways = model.policy.subgoals(model._ways(draw(model, 20_000)[0])[2])
+    assert memory.stride.item() == pytest.approx(ways.norm(dim=-1).median().item(), rel=0.05)
+    assert memory.n_steps == 3
+    # For as many steps as the model has
+    model.n_steps = 5
+    model.learn(1)
+    assert memory.n_steps == 5
+
+
+def test_rewarded_places_are_normalised_as_observations_are():
+    demos = reach_demos(20)
+    env = VecNormalize(DummyVecEnv([reach_env]), norm_reward=False)
+    model = IQL(
+        "HierarchicalPolicy",
+        env,
+        demos,
+        n_steps=3,
+        policy_kwargs={"memory_radius": 0.2, "subgoal_entries": 1},
+        seed=0,
+        device="cpu",
+    )
+    model.learn(1)
+    rewarded = env.normalize_obs(demos.next_observations[demos.rewards == 1])[:, 0]
+    places = model.policy.memory.places * model.policy.subgoal_scale
+    assert places.min().item() == pytest.approx(rewarded.min(), rel=1e-3)
+    assert places.max().item() == pytest.approx(rewarded.max(), rel=1e-3)
+
+
+@EVERY
+def test_a_memory_changes_no_update_and_no_first_step(walks, algorithm):
+    one, other = make(walks, algorithm=algorithm).learn(20), with_memory(walks, algorithm=algorithm).learn(20)
+    obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    actions, state = other.predict(obs, deterministic=True)
+    np.testing.assert_allclose(one.predict(obs, deterministic=True)[0], actions, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(other.policy(th.tensor(obs), deterministic=True).detach(), actions, rtol=1e-5)
+    assert one.predict(obs, state=None)[1] is None
+    assert [len(column) for column in state] == [5] * 4
+
+
+def test_predictions_take_and_return_what_is_remembered(walks, tmp_path):
+    model = with_memory(walks, standardize_observations=True).learn(30)
+    policy = model.policy
+    # At the goal, and then beside it
+    way = np.array([[*GOAL, 0], [*(GOAL + 0.3), 0], [*(GOAL - 0.3), 0]], np.float32)
+    state, played = None, []
+    for obs in way:
+        actions, state = model.predict(obs, state=state, episode_start=np.zeros(1, bool), deterministic=True)
+        assert actions.shape == (2,)
+        played.append(actions)
+    features = policy.features(th.tensor(way))
+    with th.no_grad():
+        where = policy.where(features)
+        subgoals, _ = policy.memory(policy.chosen_subgoals(where[:1]), where[:1] / policy.subgoal_scale)
+        expected = model.low_level(th.cat([features[:1], subgoals], dim=1), deterministic=True)
+    np.testing.assert_allclose(played[0], expected[0], rtol=1e-5)
+    own = model.predict(way, deterministic=True)[0]
+    np.testing.assert_allclose(played[0], own[0], rtol=1e-5)
+    assert (np.abs(np.array(played) - own).max(axis=1)[1:] > 1e-3).all()
+    # Forgotten where an episode starts
+    again, _ = model.predict(way[2], state=state, episode_start=np.ones(1, bool), deterministic=True)
+    np.testing.assert_allclose(again, own[2], rtol=1e-5)
+
+    model.save(tmp_path / "model")
+    policy.save(tmp_path / "policy")
+    for loaded in (IQL.load(tmp_path / "model"), HierarchicalPolicy.load(tmp_path / "policy")):
+        expected, _ = model.predict(way[1], state=state, deterministic=True)
+        np.testing.assert_array_equal(loaded.predict(way[1], state=state, deterministic=True)[0], expected)
+
+
+def test_draws_with_a_memory_are_those_of_the_low_level(walks):
+    model = with_memory(walks).learn(3)
+    obs = np.zeros((4000, 3), np.float32)
+    drawn, _ = model.predict(obs, deterministic=False)
+    mean, _ = model.predict(obs, deterministic=True)
+    assert drawn.std(axis=0).min() > 0.1
+    np.testing.assert_allclose(np.median(drawn, axis=0), mean[0], atol=0.1)
+
+
+def test_actions_are_the_environments_with_a_memory(walks):
+    space = spaces.Box(-3, 3, (2,), np.float32)
+    model = with_memory(replace(walks, actions=3 * walks.actions).with_metadata(action_space=space))
+    obs = np.zeros((2, 3), np.float32)
+    with th.no_grad():
+        scaled = model.policy(th.tensor(obs), deterministic=True)
+    np.testing.assert_allclose(model.predict(obs, deterministic=True)[0], 3 * scaled, rtol=1e-5)
+
+
+def test_rewards_of_many_values_are_no_places(walks):
+    many = replace(walks, rewards=np.arange(len(walks), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"rewards of two values: memory_radius=None"):
+        with_memory(many)
+    make(many)
+
+
+class HiddenGoal(gym.Env):
+    """The point of `walks`, 60 steps long, with a goal near where the data's was that no observation tells."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+    action_space = spaces.Box(-1, 1, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.position, self.goal, self.steps = np.zeros(2), GOAL + self.np_random.uniform(-0.2, 0.2, 2), 0
+        return self._observation(), {}
+
+    def _observation(self):
+        return np.array([*self.position, 0], np.float32)
+
+    def step(self, action):
+        self.position, self.steps = self.position + SPEED * action, self.steps + 1
+        success = bool(np.linalg.norm(self.position - self.goal) < 0.07)
+        return self._observation(), float(success), success, self.steps == 60, {}
+
+
+def test_a_hidden_goal_is_found_by_one_that_remembers(walks):
+    env = make_vec_env(HiddenGoal, n_envs=4, seed=0)
+    learning = {"learning_rate": "cos_3e-3", "batch_size": 128, "n_steps": 5, "gamma": 0.97, **LEARNING[IQL]}
+    arrived = {}
+    for radius in (None, 0.2):
+        model = make(walks, policy_kwargs={"net_arch": [32, 32], "memory_radius": radius}, **learning).learn(3000)
+        arrived[radius], _ = evaluate_policy(model, env, n_eval_episodes=60, deterministic=True)
+    print(arrived)
+    assert arrived[0.2] > arrived[None] + 0.2

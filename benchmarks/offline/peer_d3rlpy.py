@@ -80,7 +80,7 @@ def main() -> None:
         n_steps_per_epoch=args.eval_freq,
         show_progress=False,
         logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
-        epoch_callback=lambda algo, epoch, step: curve.add(step, algo.predict),
+        epoch_callback=lambda algo, epoch, step: curve.add(step, lambda obs, state: (algo.predict(obs), state)),
     )
 
 

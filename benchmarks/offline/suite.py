@@ -51,10 +51,13 @@ FLAT_ON_MEDIUM = (
 )
 # As published, where the configuration has a hierarchical policy: gradient steps, what differs
 FLAT = {
-    "antmaze-umaze/AWAC": (20_000, ("n_steps=10", "deterministic_actor=false")),
+    "antmaze-umaze/AWAC": (20_000, ("n_steps=10", "deterministic_actor=false", "policy_kwargs=null")),
     "antmaze-umaze/IQL": (
         20_000,
-        ("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1", "deterministic_actor=false"),
+        (
+            *("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1"),
+            *("deterministic_actor=false", "policy_kwargs=null"),
+        ),
     ),
     "antmaze-umaze/ReBRAC": (
         20_000,
@@ -96,6 +99,13 @@ FLAT = {
             "policy_kwargs=null",
         ),
     ),
+}
+# The same networks, that remember nothing of an episode
+NO_MEMORY = {
+    "antmaze-umaze/AWAC": "policy_kwargs=null",
+    "antmaze-umaze/IQL": "policy_kwargs=null",
+    "antmaze-umaze/ReBRAC": "policy_kwargs={net_arch: [64, 64], low_level_net_arch: [256, 256]}",
+    "antmaze-umaze/Cal-QL": "policy_kwargs={net_arch: [64, 64], low_level_net_arch: [256, 256]}",
 }
 # What differs where collection follows: half an update for each step
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
@@ -176,6 +186,8 @@ def plans() -> dict[str, Plan]:
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
+            if f"{dataset}/{name}" in NO_MEMORY:
+                found[f"{dataset}/{name}, no memory"] = plan(dataset, algo, "--set", NO_MEMORY[f"{dataset}/{name}"])
             if f"{dataset}/{name}" in FLAT:
                 steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)

@@ -11,6 +11,7 @@ import argparse
 import csv
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +52,25 @@ class Evaluation:
 
     def __call__(self, predict: Any) -> dict[str, float]:
         """
-        :param predict: actions for observations of shape ``(n, obs_dim)``
+        :param predict: as ``model.predict``: takes observations of shape ``(n, obs_dim)`` and a state, which is None at
+            the start of the episodes, and returns actions and the state for the next call
         """
         observations = np.stack([env.reset(seed=FIRST_EVAL_SEED + i)[0] for i, env in enumerate(self.envs)])
         returns, lengths = np.zeros(self.n_episodes), np.zeros(self.n_episodes)
         successes = np.zeros(self.n_episodes, dtype=bool)
         self.playing = np.arange(self.n_episodes)
+        state = None
         while len(self.playing) > 0:
-            actions = predict(observations[self.playing].astype(np.float32))
-            going_on = []
-            for i, action in zip(self.playing, actions, strict=True):
+            actions, state = predict(observations[self.playing].astype(np.float32), state)
+            goes_on = np.ones(len(self.playing), dtype=bool)
+            for row, (i, action) in enumerate(zip(self.playing, actions, strict=True)):
                 observations[i], reward, terminated, truncated, info = self.envs[i].step(action)
                 returns[i] += reward
                 lengths[i] += 1
                 successes[i] |= bool(info.get("is_success", info.get("success", False)))
-                if not (terminated or truncated):
-                    going_on.append(i)
-            self.playing = np.array(going_on, dtype=int)
+                goes_on[row] = not (terminated or truncated)
+            self.playing = self.playing[goes_on]
+            state = None if state is None else tuple(column[goes_on] for column in state)
         self.successes = successes
         score = 100 * successes.mean() if self.is_sparse else self.dataset.normalized_score(returns).mean()
         return {
@@ -114,7 +117,7 @@ class CurveCallback(BaseCallback):
     def _on_step(self) -> bool:
         if self.num_timesteps % self.eval_freq == 0 or self.num_timesteps in self.steps:
             self.model.policy.set_training_mode(False)
-            self.curve.add(self.num_timesteps, lambda obs: self.model.predict(obs, deterministic=True)[0])
+            self.curve.add(self.num_timesteps, partial(self.model.predict, deterministic=True))
         return True
 
 

@@ -479,6 +479,18 @@ class DatasetBuffer(TensorReplayBuffer):
             name: map_observations(lambda column: column.to(self._device), rows) for name, rows in self._rows.items()
         }
 
+    def rewarded_observations(self, env: VecNormalize | None = None) -> Any:
+        """
+        What rewarded transitions led to, in their order, where rewards are one of two; nothing otherwise.
+
+        :param env: normalises observations
+        :return: tensors of shape ``(n, *obs_shape)``
+        """
+        rewards = self._rows["rewards"]
+        low, high = rewards.min(), rewards.max()
+        is_rewarded = (rewards == high) & (low < high) & ((rewards == low) | (rewards == high)).all()
+        return self._observations("next_observations", is_rewarded.nonzero().squeeze(1), env)
+
     @property
     def frames(self) -> Any:
         """All observations of the dataset as tensors, each once."""

@@ -11,9 +11,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, FlattenExtractor, get_actor_critic_arch
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
-from torch.nn import functional
 
 from sb3_ext.common.actors import GaussianActor
+from sb3_ext.common.episode_memory import EpisodeMemory, EpisodeState, within_limits
 from sb3_ext.common.offline_policies import CloningPolicy, ValuePolicy, WeightedCloningPolicy
 from sb3_ext.common.policies import EnsemblePolicy
 from sb3_ext.common.standardize import StandardizingExtractor
@@ -46,6 +46,11 @@ class HierarchicalPolicy(BasePolicy):
     something, but averaging shortens it. With ``subgoal_quantile`` subgoals are played with one length, which the data
     have.
 
+    A clone may stand still where the data do not, and a goal that no observation tells has to be searched. With
+    ``memory_radius`` the state that ``predict`` returns, and takes again, remembers the episode: see
+    :class:`~sb3_ext.common.episode_memory.EpisodeMemory`. SB3's ``evaluate_policy`` and RL Zoo's ``enjoy`` pass it
+    on; without a state every step is the first of an episode, as it is where an algorithm collects.
+
     One that derives from it has ``high_level_class``.
 
     :param observation_space: Observation space, a Box of vectors.
@@ -61,6 +66,8 @@ class HierarchicalPolicy(BasePolicy):
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
     :param subgoal_quantile: In (0, 1]: subgoals are played as long as this quantile of the data's, lengths being those
         after dividing by c; shorter where an entry would leave [-1, 1]. None plays them as they were learnt.
+    :param memory_radius: Above 0, relative to c: one that has moved less in n steps stands, and one that came nearer
+        than this to a rewarded place has been there. None has no memory.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
         discrete, or an argument is unknown.
@@ -89,11 +96,12 @@ class HierarchicalPolicy(BasePolicy):
         subgoal_entries: int = 2,
         low_level_net_arch: list[int] | None = None,
         subgoal_quantile: float | None = None,
+        memory_radius: float | None = None,
         **kwargs: Any,
     ):
         self._check_spaces(observation_space, action_space, features_extractor_class)
         n_entries = spaces.flatdim(observation_space)
-        self._check_arguments(n_entries, subgoal_entries, low_level_net_arch, subgoal_quantile, kwargs)
+        self._check_arguments(n_entries, subgoal_entries, low_level_net_arch, subgoal_quantile, memory_radius, kwargs)
         super().__init__(
             observation_space,
             action_space,
@@ -106,7 +114,7 @@ class HierarchicalPolicy(BasePolicy):
         self.features_extractor = self.make_features_extractor()  # type: ignore[assignment]
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.subgoal_entries, self.low_level_net_arch = subgoal_entries, low_level_net_arch
-        self.subgoal_quantile = subgoal_quantile
+        self.subgoal_quantile, self.memory_radius = subgoal_quantile, memory_radius
         self._high_level_kwargs = kwargs
         shared: dict[str, Any] = {
             "activation_fn": activation_fn,
@@ -121,6 +129,7 @@ class HierarchicalPolicy(BasePolicy):
         self.low_level = CloningPolicy(everything, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
         self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
         self.register_buffer("subgoal_length", th.ones(()))
+        self.memory = None if memory_radius is None else EpisodeMemory(subgoal_entries, float(memory_radius))
 
     @staticmethod
     def _check_spaces(
@@ -147,6 +156,7 @@ class HierarchicalPolicy(BasePolicy):
         subgoal_entries: Any,
         low_level_net_arch: Any,
         subgoal_quantile: Any,
+        memory_radius: Any,
         of_high_level: dict[str, Any],
     ) -> None:
         is_int = isinstance(subgoal_entries, Integral) and not isinstance(subgoal_entries, bool)
@@ -154,12 +164,14 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(f"subgoal_entries={subgoal_entries!r} must be a whole number in [1, {n_entries}].")
         if low_level_net_arch is not None and not isinstance(low_level_net_arch, list):
             raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
-        is_real = isinstance(subgoal_quantile, Real) and not isinstance(subgoal_quantile, bool)
-        if subgoal_quantile is not None and not (is_real and 0 < subgoal_quantile <= 1):
+        if subgoal_quantile is not None and not (_is_real(subgoal_quantile) and 0 < subgoal_quantile <= 1):
             raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
+        if memory_radius is not None and not (_is_real(memory_radius) and 0 < memory_radius < np.inf):
+            raise ValueError(f"memory_radius={memory_radius!r} must be above 0, or None.")
         unknown = sorted(of_high_level.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
-            names = sorted(HIGH_LEVEL_ARGUMENTS | {"subgoal_entries", "low_level_net_arch", "subgoal_quantile"})
+            own = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius"}
+            names = sorted(HIGH_LEVEL_ARGUMENTS | own)
             raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
@@ -172,10 +184,14 @@ class HierarchicalPolicy(BasePolicy):
         """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
         return features[..., : self.subgoal_entries]
 
-    def take_subgoal_sizes(self, ways: th.Tensor) -> None:
+    def take_data(self, ways: th.Tensor, rewarded: th.Tensor, n_steps: int) -> None:
         """
+        Sizes of subgoals, and what a memory has to know.
+
         :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
-        :raises ValueError: all of them are always the same
+        :param rewarded: features where the data were rewarded, ``(n, obs_dim)``
+        :param n_steps: that ways take
+        :raises ValueError: ways are all the same, or there is a memory and no place of rewards
         """
         scale = ways.abs().quantile(WITHIN_LIMITS, dim=0)
         if not (scale > 0).any():
@@ -186,6 +202,13 @@ class HierarchicalPolicy(BasePolicy):
         self.subgoal_scale.copy_(scale.where(scale > 0, 1))
         if self.subgoal_quantile is not None:
             self.subgoal_length.copy_(self.subgoals(ways).norm(dim=-1).quantile(self.subgoal_quantile))
+        if self.memory is not None:
+            if len(rewarded) == 0:
+                raise ValueError(
+                    f"memory_radius={self.memory_radius} searches where the data were rewarded, which takes rewards of "
+                    "two values: memory_radius=None."
+                )
+            self.memory.take_data(self.subgoals(ways), self.where(rewarded) / self.subgoal_scale, n_steps)
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
@@ -197,14 +220,48 @@ class HierarchicalPolicy(BasePolicy):
         subgoals = self.high_level(where, deterministic=True)
         if self.subgoal_quantile is None:
             return subgoals
-        subgoals = functional.normalize(subgoals, dim=-1) * self.subgoal_length
-        # An entry beyond the limits makes all of them smaller: clipping it would turn the direction
-        return subgoals / subgoals.abs().amax(dim=-1, keepdim=True).clamp(min=1)
+        return within_limits(subgoals, self.subgoal_length)
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
+        """Actions in the first step of an episode, before there is anything to remember."""
         features = self.features(obs)
-        subgoals = self.chosen_subgoals(self.where(features))
+        return self._towards(self.chosen_subgoals(self.where(features)), features, deterministic)
+
+    def _towards(self, subgoals: th.Tensor, features: th.Tensor, deterministic: bool) -> th.Tensor:
         return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """
+        As in SB3.
+
+        :param observation: of one environment or of n, ``(n, obs_dim)``
+        :param state: what the call before returned; None at the start of all episodes
+        :param episode_start: where an episode starts and what is remembered is forgotten, ``(n,)``
+        :param deterministic: as opposed to drawn actions
+        :return: actions, and the state for the next call, which is None without a memory
+        """
+        if self.memory is None:
+            return super().predict(observation, state, episode_start, deterministic)
+        self.set_training_mode(False)
+        rows, is_batch = self.obs_to_tensor(observation)
+        with th.no_grad():
+            features = self.features(rows)
+            where = self.where(features)
+            subgoals, remembered = self.memory(
+                self.chosen_subgoals(where),
+                where / self.subgoal_scale,
+                None if state is None else EpisodeState(*state),
+                episode_start,
+            )
+            actions = self._towards(subgoals, features, deterministic).cpu().numpy()
+        actions = self.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
+        return actions if is_batch else actions.squeeze(axis=0), remembered
 
     def _predict(self, observation: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         return self(observation, deterministic)
@@ -231,8 +288,13 @@ class HierarchicalPolicy(BasePolicy):
             "subgoal_entries": self.subgoal_entries,
             "low_level_net_arch": self.low_level_net_arch,
             "subgoal_quantile": self.subgoal_quantile,
+            "memory_radius": self.memory_radius,
             **self._high_level_kwargs,
         }
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _box(limit: float, n_entries: int) -> spaces.Box:

@@ -143,19 +143,20 @@ class OfflineActorCritic(OfflineAlgorithm):
     def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
         # Not before the first update: until then another environment may bring a VecNormalize
         if self._is_hierarchical and self._sized_for != self._sizes:
-            self._take_subgoal_sizes()
+            self._take_data()
         return super()._run_updates(batches, noise)
 
     @property
     def _sizes(self) -> list[float | None]:
         return [self.n_steps, self.policy.subgoal_quantile]
 
-    def _take_subgoal_sizes(self) -> None:
+    def _take_data(self) -> None:
         """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
         self._require_dataset()
         assert self.dataset_buffer is not None
         _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
-        self.policy.take_subgoal_sizes(ways.squeeze(0))
+        rewarded = self.policy.features(self.dataset_buffer.rewarded_observations(self._vec_normalize_env))
+        self.policy.take_data(ways.squeeze(0), rewarded, self.n_steps)
         self._sized_for = self._sizes
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
