@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
@@ -209,6 +210,41 @@ def test_worker_answers_turn_by_turn(script, monkeypatch):
     with pytest.raises(SystemExit):  # after the third step of the last turn nobody asks for more
         turns()
     assert len(answers.getvalue().split()) == 3
+
+
+class Lasting(gym.Env):
+    """Ends after as many steps as it is told to, with a success where those are even; shows how many it has had."""
+
+    def __init__(self, n_steps):
+        self.n_steps = n_steps
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(1), {}
+
+    def step(self, action):
+        self.steps += 1
+        info = {"success": self.steps == self.n_steps and self.n_steps % 2 == 0}
+        return np.array([float(self.steps)]), 1.0, self.steps == self.n_steps, False, info
+
+
+def test_each_evaluation_episode_keeps_its_state(script, monkeypatch):
+    train = script("train")
+    lasting = iter([3, 1, 2])
+    monkeypatch.setattr(train, "make_eval_env", lambda dataset: Lasting(next(lasting)))
+    evaluation = train.Evaluation(SimpleNamespace(successes=True), 3)
+    seen = []
+
+    def predict(observations, state):
+        numbers = np.arange(3) if state is None else state[0]
+        seen.append((numbers.tolist(), observations[:, 0].tolist()))
+        return np.zeros((len(observations), 1)), (numbers, numbers)
+
+    row = evaluation(predict)
+    assert seen == [([0, 1, 2], [0, 0, 0]), ([0, 2], [1, 1]), ([0], [2])]
+    assert (row["score"], row["return_mean"], row["episode_length"]) == (33.33, 2.0, 2.0)
+    # Without a state
+    assert evaluation(lambda observations, state: (np.zeros((len(observations), 1)), None)) == row
 
 
 def test_subgoals_that_are_overruled(script):
