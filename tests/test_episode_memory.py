@@ -133,8 +133,11 @@ def test_environments_are_apart_and_episodes_forgotten_where_they_end():
     # A flag for all, as for a single environment
     both, _ = memory(NORTH.expand(2, 2), position, state, True)
     np.testing.assert_array_equal(both, NORTH.expand(2, 2))
-    with pytest.raises(ValueError, match="of 2 environments, the observations are of 3"):
-        memory(NORTH.expand(3, 2), th.zeros(3, 2), state)
+    for wrong in (state, (np.zeros((1, 3, 8)), np.zeros((1, 3, 8))), np.zeros(3), ()):
+        with pytest.raises(ValueError, match=r"pass what `predict` returned for the same 3 environment"):
+            memory(NORTH.expand(3, 2), th.zeros(3, 2), wrong)
+    with pytest.raises(ValueError, match="episode_start has 3 entries, the observations are of 2"):
+        memory(NORTH.expand(2, 2), position, state, np.ones(3, bool))
 
 
 def test_states_that_were_handed_out_stay_as_they_are():

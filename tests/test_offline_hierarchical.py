@@ -20,6 +20,7 @@ from sb3_ext import AWAC, BC, EDAC, IQL, CalQL, ReBRAC
 from sb3_ext.bc import pretrain
 from sb3_ext.common.buffers import TensorReplayBuffer
 from sb3_ext.datasets import load, save
+from sb3_ext.datasets.collect import model_expert, rollout_episodes
 from sb3_ext.iql import HierarchicalPolicy
 
 GOAL = np.array([0.7, 0.7])
@@ -442,9 +443,11 @@ def test_is_an_algorithm_like_all(check, algorithm, tmp_path):
         ({"policy_kwargs": {"subgoal_quantile": True}}, r"subgoal_quantile=True must be in \(0, 1\]"),
         ({"policy_kwargs": {"subgoal_quantile": "0.8"}}, r"subgoal_quantile='0.8' must be in \(0, 1\]"),
         ({"policy_kwargs": {"subgoal_quantile": 85}}, r"subgoal_quantile=85 must be in \(0, 1\]"),
-        ({"policy_kwargs": {"memory_radius": 0}}, "memory_radius=0 must be above 0"),
-        ({"policy_kwargs": {"memory_radius": math.nan}}, "memory_radius=nan must be above 0"),
-        ({"policy_kwargs": {"memory_radius": True}}, "memory_radius=True must be above 0"),
+        ({"policy_kwargs": {"memory_radius": 0}}, r"memory_radius=0 must be a number in \(0, 1\)"),
+        ({"policy_kwargs": {"memory_radius": math.nan}}, "memory_radius=nan must be a number"),
+        ({"policy_kwargs": {"memory_radius": True}}, "memory_radius=True must be a number"),
+        ({"policy_kwargs": {"memory_radius": "0.1"}}, "memory_radius='0.1' must be a number"),
+        ({"policy_kwargs": {"memory_radius": 1}}, "a share of the longest subgoals"),
         ({"algorithm": ReBRAC, "critic_bc_coef": 0.01}, "critic_bc_coef=0 with HierarchicalPolicy"),
     ],
 )
@@ -628,11 +631,44 @@ def test_actions_are_the_environments_with_a_memory(walks):
     np.testing.assert_allclose(model.predict(obs, deterministic=True)[0], 3 * scaled, rtol=1e-5)
 
 
-def test_rewards_of_many_values_are_no_places(walks):
-    many = replace(walks, rewards=np.arange(len(walks), dtype=np.float32))
-    with pytest.raises(ValueError, match=r"rewards of two values: memory_radius=None"):
-        with_memory(many)
-    make(many)
+def test_data_without_goals_are_refused(walks):
+    dense = np.arange(len(walks), dtype=np.float32)
+    is_success = walks.rewards == 0
+    alive = (~is_success).astype(np.float32)
+    goes_on = replace(walks, truncations=walks.truncations | is_success, terminations=np.zeros(len(walks), bool))
+    for demos in (replace(walks, rewards=dense), replace(walks, rewards=alive), goes_on):
+        with pytest.raises(ValueError, match=r"episodes that end with the higher one.*leave memory_radius out"):
+            with_memory(demos)
+        make(demos)
+
+
+def test_the_radius_can_be_changed(walks, tmp_path):
+    model = with_memory(walks).learn(1)
+    model.policy.memory.radius = 0.3
+    assert model.policy.memory_radius == 0.3
+    model.policy.save(tmp_path / "policy")
+    assert HierarchicalPolicy.load(tmp_path / "policy").memory.radius == 0.3
+    assert make(walks).policy.memory_radius is None
+
+
+def test_a_tuple_is_no_observation(walks):
+    for model in (make(walks), with_memory(walks)):
+        with pytest.raises(ValueError, match="mixing Gym API with SB3 VecEnv API"):
+            model.predict((np.zeros(3, np.float32), {}))
+
+
+def test_an_expert_remembers_its_episodes(walks, tmp_path):
+    model = with_memory(walks).learn(1)
+    model.save(tmp_path / "model")
+    env = HiddenGoal()
+    expert = model_expert(str(tmp_path / "model.zip"), "iql", env)
+    data = rollout_episodes(env, expert, n_episodes=2, only_successful=False)
+    state = None
+    for obs, action, ends in zip(data.observations, data.actions, data.ends, strict=True):
+        expected, state = model.predict(obs, state, deterministic=True)
+        np.testing.assert_allclose(action, expected, rtol=1e-4, atol=1e-6)
+        state = None if ends else state
+    assert (model.predict(data.observations, deterministic=True)[0] != data.actions).any()
 
 
 class HiddenGoal(gym.Env):

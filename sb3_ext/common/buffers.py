@@ -479,16 +479,20 @@ class DatasetBuffer(TensorReplayBuffer):
             name: map_observations(lambda column: column.to(self._device), rows) for name, rows in self._rows.items()
         }
 
-    def rewarded_observations(self, env: VecNormalize | None = None) -> Any:
+    def goal_observations(self, env: VecNormalize | None = None) -> Any:
         """
-        What rewarded transitions led to, in their order, where rewards are one of two; nothing otherwise.
+        What transitions with a reward led to, where rewards are one of two and such a transition ends its episode, in
+        their order; nothing otherwise.
 
         :param env: normalises observations
         :return: tensors of shape ``(n, *obs_shape)``
         """
         rewards = self._rows["rewards"]
         low, high = rewards.min(), rewards.max()
-        is_rewarded = (rewards == high) & (low < high) & ((rewards == low) | (rewards == high)).all()
+        is_rewarded = (rewards == high) & (low < high)
+        is_end = (self._rows["dones"] > 0) & (self._rows["timeouts"] == 0)
+        if not ((rewards == low) | is_rewarded).all() or not is_end[is_rewarded].all():
+            is_rewarded = th.zeros_like(is_rewarded)
         return self._observations("next_observations", is_rewarded.nonzero().squeeze(1), env)
 
     @property

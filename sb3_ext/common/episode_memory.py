@@ -19,7 +19,7 @@ class EpisodeState(NamedTuple):
     # Where it was some steps ago, in units of subgoals, (n, n_entries), and whether it has hardly moved since, (n,)
     anchor: np.ndarray
     is_stuck: np.ndarray
-    # Rewarded places that it has been at, (n, N_PLACES)
+    # Goals of the data that it has been at, (n, N_PLACES)
     visited: np.ndarray
 
 
@@ -27,8 +27,8 @@ class EpisodeMemory(nn.Module):
     """
     Changes subgoals by what has happened in an episode.
 
-    - One that goes on although it came to a place where the data were rewarded has not found there what it looks for:
-      it is sent to the nearest of those places where it has not been yet. Been at all of them, it forgets them.
+    - One that goes on although it came to a place where the data had a goal has another goal: it is sent to the nearest
+      of those places where it has not been yet. Been at all of them, it forgets them.
     - One that has hardly moved in the n steps that a subgoal takes gets noise on its subgoals for the next n: a
       deterministic policy that stands would stand for ever.
 
@@ -38,7 +38,7 @@ class EpisodeMemory(nn.Module):
     :param radius: how far is hardly moving, and how near is being there
     """
 
-    # Where the data had their rewards, (N_PLACES, n_entries); far away from everything before they are known
+    # Where the data had their goals, (N_PLACES, n_entries); far away from everything before they are known
     places: th.Tensor
     # How far the data go in n steps, and n, which nothing takes before it is known, scalars
     stride: th.Tensor
@@ -57,7 +57,7 @@ class EpisodeMemory(nn.Module):
     def take_data(self, subgoals: th.Tensor, places: th.Tensor, n_steps: int) -> None:
         """
         :param subgoals: of the data, ``(n, n_entries)``
-        :param places: where its rewards were, ``(n, n_entries)``, with n of at least 1
+        :param places: where its goals were, ``(n, n_entries)``, with n of at least 1
         :param n_steps: that subgoals take
         """
         spread = th.linspace(0, len(places) - 1, N_PLACES, device=places.device).round().long()
@@ -69,16 +69,16 @@ class EpisodeMemory(nn.Module):
         self,
         subgoals: th.Tensor,
         position: th.Tensor,
-        state: EpisodeState | None = None,
+        state: tuple[np.ndarray, ...] | None = None,
         episode_start: np.ndarray | None = None,
     ) -> tuple[th.Tensor, EpisodeState]:
         """
         :param subgoals: what a policy without a memory would ask for, ``(n, n_entries)``
         :param position: ``(n, n_entries)``
-        :param state: what happened before; None where all episodes start
+        :param state: what the step before returned; None where all episodes start
         :param episode_start: where one does, ``(n,)``
         :return: subgoals, and the state with this step in it
-        :raises ValueError: the state is one of another number of environments
+        :raises ValueError: the state is another policy's, or one of them is of another number of environments
         """
         state = self._with_new_episodes(position.cpu().numpy(), state, episode_start)
         steps, anchor, is_stuck, visited = (th.as_tensor(column, device=position.device) for column in state)
@@ -100,23 +100,28 @@ class EpisodeMemory(nn.Module):
 
     @staticmethod
     def _with_new_episodes(
-        position: np.ndarray, state: EpisodeState | None, episode_start: np.ndarray | None
+        position: np.ndarray, state: tuple[np.ndarray, ...] | None, episode_start: np.ndarray | None
     ) -> EpisodeState:
         n = len(position)
         nothing = EpisodeState(np.zeros(n, np.int64), position, np.zeros(n, bool), np.zeros((n, N_PLACES), bool))
         if state is None:
             return nothing
-        if len(state.steps) != n:
-            raise ValueError(f"The state is of {len(state.steps)} environments, the observations are of {n}.")
-        if episode_start is None:
-            return state
-        starts = np.broadcast_to(np.asarray(episode_start, dtype=bool), n)
-        return EpisodeState(
-            *(
-                np.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-                for new, old in zip(nothing, state, strict=True)
+        shapes, expected = ([np.shape(column) for column in columns] for columns in (state, nothing))
+        if shapes != expected:
+            raise ValueError(
+                f"state has arrays of shape {shapes}, not {expected}: pass what `predict` returned for the same "
+                f"{n} environment(s), or None where all episodes start."
             )
+        if episode_start is None:
+            return EpisodeState(*state)
+        if np.size(episode_start) not in (1, n):
+            raise ValueError(f"episode_start has {np.size(episode_start)} entries, the observations are of {n}.")
+        starts = np.broadcast_to(np.reshape(episode_start, -1).astype(bool), n)
+        columns = (
+            np.where(starts.reshape(-1, *[1] * (old.ndim - 1)), new, old)
+            for new, old in zip(nothing, state, strict=True)
         )
+        return EpisodeState(*columns)
 
 
 def within_limits(directions: th.Tensor, length: th.Tensor) -> th.Tensor:

@@ -13,7 +13,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_ext.common.actors import GaussianActor
-from sb3_ext.common.episode_memory import EpisodeMemory, EpisodeState, within_limits
+from sb3_ext.common.episode_memory import EpisodeMemory, within_limits
 from sb3_ext.common.offline_policies import CloningPolicy, ValuePolicy, WeightedCloningPolicy
 from sb3_ext.common.policies import EnsemblePolicy
 from sb3_ext.common.standardize import StandardizingExtractor
@@ -47,9 +47,9 @@ class HierarchicalPolicy(BasePolicy):
     have.
 
     A clone may stand still where the data do not, and a goal that no observation tells has to be searched. With
-    ``memory_radius`` the state that ``predict`` returns, and takes again, remembers the episode: see
-    :class:`~sb3_ext.common.episode_memory.EpisodeMemory`. SB3's ``evaluate_policy`` and RL Zoo's ``enjoy`` pass it
-    on; without a state every step is the first of an episode, as it is where an algorithm collects.
+    ``memory_radius``, for data whose episodes end at a goal, the state that ``predict`` returns, and takes again,
+    remembers the episode: see :class:`~sb3_ext.common.episode_memory.EpisodeMemory`. SB3's ``evaluate_policy`` and RL
+    Zoo's ``enjoy`` pass it on; without it every step is the first of an episode, as it is where an algorithm collects.
 
     One that derives from it has ``high_level_class``.
 
@@ -66,8 +66,8 @@ class HierarchicalPolicy(BasePolicy):
     :param low_level_net_arch: Sizes of the hidden layers of the low level; those of the high level's actor if None.
     :param subgoal_quantile: In (0, 1]: subgoals are played as long as this quantile of the data's, lengths being those
         after dividing by c; shorter where an entry would leave [-1, 1]. None plays them as they were learnt.
-    :param memory_radius: Above 0, relative to c: one that has moved less in n steps stands, and one that came nearer
-        than this to a rewarded place has been there. None has no memory.
+    :param memory_radius: In (0, 1), relative to c: one that has moved less in n steps stands, and one that came nearer
+        than this to a goal of the data has been there. It can be changed on ``memory.radius``. None has no memory.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
         discrete, or an argument is unknown.
@@ -114,7 +114,7 @@ class HierarchicalPolicy(BasePolicy):
         self.features_extractor = self.make_features_extractor()  # type: ignore[assignment]
         self.net_arch, self.activation_fn = net_arch, activation_fn
         self.subgoal_entries, self.low_level_net_arch = subgoal_entries, low_level_net_arch
-        self.subgoal_quantile, self.memory_radius = subgoal_quantile, memory_radius
+        self.subgoal_quantile = subgoal_quantile
         self._high_level_kwargs = kwargs
         shared: dict[str, Any] = {
             "activation_fn": activation_fn,
@@ -130,6 +130,11 @@ class HierarchicalPolicy(BasePolicy):
         self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
         self.register_buffer("subgoal_length", th.ones(()))
         self.memory = None if memory_radius is None else EpisodeMemory(subgoal_entries, float(memory_radius))
+
+    @property
+    def memory_radius(self) -> float | None:
+        """Of the memory, if there is one."""
+        return None if self.memory is None else self.memory.radius
 
     @staticmethod
     def _check_spaces(
@@ -166,8 +171,10 @@ class HierarchicalPolicy(BasePolicy):
             raise ValueError(f"low_level_net_arch={low_level_net_arch!r} must be a list of sizes, such as [256, 256].")
         if subgoal_quantile is not None and not (_is_real(subgoal_quantile) and 0 < subgoal_quantile <= 1):
             raise ValueError(f"subgoal_quantile={subgoal_quantile!r} must be in (0, 1], or None.")
-        if memory_radius is not None and not (_is_real(memory_radius) and 0 < memory_radius < np.inf):
-            raise ValueError(f"memory_radius={memory_radius!r} must be above 0, or None.")
+        if memory_radius is not None and not (_is_real(memory_radius) and 0 < memory_radius < 1):
+            raise ValueError(
+                f"memory_radius={memory_radius!r} must be a number in (0, 1), or None: a share of the longest subgoals."
+            )
         unknown = sorted(of_high_level.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
             own = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius"}
@@ -184,14 +191,14 @@ class HierarchicalPolicy(BasePolicy):
         """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
         return features[..., : self.subgoal_entries]
 
-    def take_data(self, ways: th.Tensor, rewarded: th.Tensor, n_steps: int) -> None:
+    def take_data(self, ways: th.Tensor, goals: th.Tensor, n_steps: int) -> None:
         """
         Sizes of subgoals, and what a memory has to know.
 
         :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
-        :param rewarded: features where the data were rewarded, ``(n, obs_dim)``
+        :param goals: features of rewarded ends of the data's episodes, ``(n, obs_dim)``
         :param n_steps: that ways take
-        :raises ValueError: ways are all the same, or there is a memory and no place of rewards
+        :raises ValueError: ways are all the same, or there is a memory and no goal
         """
         scale = ways.abs().quantile(WITHIN_LIMITS, dim=0)
         if not (scale > 0).any():
@@ -203,12 +210,12 @@ class HierarchicalPolicy(BasePolicy):
         if self.subgoal_quantile is not None:
             self.subgoal_length.copy_(self.subgoals(ways).norm(dim=-1).quantile(self.subgoal_quantile))
         if self.memory is not None:
-            if len(rewarded) == 0:
+            if len(goals) == 0:
                 raise ValueError(
-                    f"memory_radius={self.memory_radius} searches where the data were rewarded, which takes rewards of "
-                    "two values: memory_radius=None."
+                    f"memory_radius={self.memory_radius} searches the data's goals, which takes rewards of two values, "
+                    "and episodes that end with the higher one. These data have none: leave memory_radius out."
                 )
-            self.memory.take_data(self.subgoals(ways), self.where(rewarded) / self.subgoal_scale, n_steps)
+            self.memory.take_data(self.subgoals(ways), self.where(goals) / self.subgoal_scale, n_steps)
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
@@ -244,9 +251,11 @@ class HierarchicalPolicy(BasePolicy):
         :param state: what the call before returned; None at the start of all episodes
         :param episode_start: where an episode starts and what is remembered is forgotten, ``(n,)``
         :param deterministic: as opposed to drawn actions
-        :return: actions, and the state for the next call, which is None without a memory
+        :return: actions, and the state for the next call
+        :raises ValueError: the state is another policy's, or of another number of environments
         """
-        if self.memory is None:
+        # Which also tells what is wrong with a tuple, such as a Gymnasium reset returns
+        if self.memory is None or isinstance(observation, tuple):
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
         rows, is_batch = self.obs_to_tensor(observation)
@@ -256,7 +265,7 @@ class HierarchicalPolicy(BasePolicy):
             subgoals, remembered = self.memory(
                 self.chosen_subgoals(where),
                 where / self.subgoal_scale,
-                None if state is None else EpisodeState(*state),
+                state,
                 episode_start,
             )
             actions = self._towards(subgoals, features, deterministic).cpu().numpy()

@@ -155,8 +155,8 @@ class OfflineActorCritic(OfflineAlgorithm):
         self._require_dataset()
         assert self.dataset_buffer is not None
         _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
-        rewarded = self.policy.features(self.dataset_buffer.rewarded_observations(self._vec_normalize_env))
-        self.policy.take_data(ways.squeeze(0), rewarded, self.n_steps)
+        goals = self.policy.features(self.dataset_buffer.goal_observations(self._vec_normalize_env))
+        self.policy.take_data(ways.squeeze(0), goals, self.n_steps)
         self._sized_for = self._sizes
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:

@@ -104,9 +104,28 @@ def model_expert(path: str, algo: str, env: gym.Env) -> Expert:
     # opened as SB3 opens them: like any model, take them from whom you trust
     statistics = Path(path).parent / (env.spec.id if env.spec else "") / "vecnormalize.pkl"
     if not statistics.is_file():
-        return lambda obs: model.predict(obs, deterministic=True)[0]
-    vec_normalize = VecNormalize.load(str(statistics), vec_env)
-    return lambda obs: model.predict(vec_normalize.normalize_obs(obs), deterministic=True)[0]
+        return _ModelExpert(model)
+    return _ModelExpert(model, VecNormalize.load(str(statistics), vec_env).normalize_obs)
+
+
+class _ModelExpert:
+    """
+    A model's deterministic actions, with what it remembers of an episode.
+
+    :param model: of SB3
+    :param normalize: what its observations go through first
+    """
+
+    def __init__(self, model: Any, normalize: Callable[[Any], Any] = lambda obs: obs):
+        self.model, self.normalize = model, normalize
+        self.start_episode()
+
+    def start_episode(self) -> None:
+        self.state: Any = None
+
+    def __call__(self, obs: Any) -> np.ndarray:
+        action, self.state = self.model.predict(self.normalize(obs), self.state, deterministic=True)
+        return action
 
 
 def rollout_episodes(
@@ -199,6 +218,8 @@ def _play_episode(
     env: gym.Env, behaviour: Behaviour, rng: np.random.Generator, seed: int | None
 ) -> tuple[_Episode, bool]:
     obs, info = env.reset(seed=seed)
+    if isinstance(behaviour.expert, _ModelExpert):
+        behaviour.expert.start_episode()
     observations, actions, rewards, terminations, truncations = [obs], [], [], [], []
     successes: list[Any] = []
     goals: list[Any] = []
