@@ -12,9 +12,10 @@ PLACES = th.tensor([[0.0, 0.0], [0.5, 0.5], [0.5, -0.5], [-0.5, 0.5], [-0.5, -0.
 NORTH = th.tensor([[0.0, 0.3]])
 
 
-def make(places=PLACES, n_steps=4, lengths=(0.2, 0.4, 0.6)):
+def make(places=PLACES, n_steps=4):
     memory = EpisodeMemory(2, RADIUS)
-    memory.take_data(th.tensor([[0.0, length] for length in lengths]), places, n_steps)
+    memory.take_sizes(th.tensor(0.4), n_steps)
+    memory.take_goals(places)
     return memory
 
 
@@ -50,7 +51,7 @@ def test_without_rewarded_places_behind_it_subgoals_are_the_policys_own():
     np.testing.assert_array_equal(asked, NORTH.expand(9, 2))
     assert state.steps == 9 and not state.visited.any() and not state.is_stuck.any()
     # Nor before anything is known
-    asked, _ = play(EpisodeMemory(2, RADIUS), far_apart(3))
+    asked, _ = play(EpisodeMemory(2, RADIUS), [(0.0, 0.0)] * 3)
     np.testing.assert_array_equal(asked, NORTH.expand(3, 2))
 
 
@@ -65,7 +66,8 @@ def test_places_are_searched_the_nearest_first():
     # As near as the radius is there
     asked, state = play(memory, [(0.5, 0.5 + RADIUS * 1.01)], state=state)
     before = state.visited.sum()
-    asked, state = play(memory, [(0.5, 0.5 + RADIUS * 0.99), (0.45, 0.3)], state=state)
+    diagonal = 0.5 + RADIUS * 0.7
+    asked, state = play(memory, [(diagonal, diagonal), (0.45, 0.3)], state=state)
     assert state.visited.sum() > before
     np.testing.assert_allclose(asked[1], length * np.array([0.05, -0.8]) / np.hypot(0.05, 0.8), rtol=1e-5)
 
@@ -92,6 +94,11 @@ def test_one_that_stands_gets_noise_for_as_long_as_a_subgoal_takes():
     np.testing.assert_allclose(th.cat([asked[4:], more[:3]]), (NORTH + memory.noise[4:8]).clamp(-1, 1), rtol=1e-6)
     np.testing.assert_array_equal(more[3], NORTH[0])
     assert not state.is_stuck.any()
+    # One that walked far first, and one that comes back in the end
+    _, state = play(memory, [*far_apart(8), *[(10.0, 0.0)] * 5])
+    assert state.is_stuck.all()
+    _, state = play(memory, [(3.0, 0.0), *far_apart(4, start=4.0), *far_apart(4, start=9.0), (3.0, 0.0)])
+    assert not state.is_stuck.any()
     # What moves more than the radius in so many steps does not stand
     _, state = play(memory, [(3.0 + 0.026 * i, 0.0) for i in range(5)])
     assert not state.is_stuck.any()
@@ -111,6 +118,19 @@ def test_noise_is_the_same_every_time_and_nobodys():
     _, state = play(one, [(3.0, 0.0)] * 8)
     long = state._replace(steps=state.steps + one.noise.shape[0])
     np.testing.assert_array_equal(play(one, [(3.0, 0.0)], state=state)[0], play(one, [(3.0, 0.0)], state=long)[0])
+
+
+def test_environments_are_at_steps_and_places_of_their_own():
+    memory = make()
+    subgoals, positions = NORTH.expand(2, 2), th.tensor([PLACES[4].tolist(), [3.0, 0.0]])
+    # One has been everywhere with this step, the other at the first place alone
+    been = np.stack([(memory.places != PLACES[4]).any(dim=1), (memory.places == PLACES[0]).all(dim=1)])
+    _, after = memory(subgoals, positions, (np.array([4, 9]), positions.numpy(), np.zeros(2, bool), been))
+    np.testing.assert_array_equal(after.visited, [np.zeros(N_PLACES, bool), been[1]])
+    # Noise is that of each one's step
+    stuck = (np.array([5, 9]), positions.numpy(), np.ones(2, bool), np.zeros((2, N_PLACES), bool))
+    asked, _ = memory(subgoals, positions, stuck)
+    np.testing.assert_allclose(asked, (NORTH + memory.noise[[5, 9]]).clamp(-1, 1), rtol=1e-6)
 
 
 def test_environments_are_apart_and_episodes_forgotten_where_they_end():

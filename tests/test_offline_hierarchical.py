@@ -93,7 +93,9 @@ def make(demos, env=None, algorithm=IQL, policy_kwargs=None, **kwargs):
         },
     )
     if model._is_hierarchical:
-        model._take_data()  # as the first update does
+        model._take_subgoal_sizes()  # as the first update does
+        if model._memory is not None:
+            model._take_goals(model._memory)
     return model
 
 
@@ -566,15 +568,49 @@ def test_rewarded_places_are_normalised_as_observations_are():
         device="cpu",
     )
     model.learn(1)
+    before = check_goals(model, env, demos)
+    # And as they are when statistics have moved
+    model.n_offline_steps, model.learning_starts = 1, 10
+    model.learn(400, reset_num_timesteps=False)
+    assert abs(check_goals(model, env, demos) - before) > 0.1
+    # Not from other steps of the environment: those of evaluation leave statistics alone
+    env.training = False
+    places = model.policy.memory.places.clone()
+    model.learn(20, reset_num_timesteps=False)
+    assert (model.policy.memory.places == places).all()
+
+
+def check_goals(model, env, demos):
     rewarded = env.normalize_obs(demos.next_observations[demos.rewards == 1])[:, 0]
     places = model.policy.memory.places * model.policy.subgoal_scale
-    assert places.min().item() == pytest.approx(rewarded.min(), rel=1e-3)
-    assert places.max().item() == pytest.approx(rewarded.max(), rel=1e-3)
+    # Statistics of the last step are newer than those of the last update
+    assert places.min().item() == pytest.approx(rewarded.min(), abs=0.02)
+    assert places.max().item() == pytest.approx(rewarded.max(), abs=0.02)
+    return rewarded.mean()
+
+
+def test_a_loaded_model_takes_the_goals_of_other_data(walks, tmp_path):
+    model = with_memory(walks).learn(1)
+    model.save(tmp_path / "model")
+    moved = replace(walks, frames=walks.frames + np.float32([5, 0, 0]))
+    loaded = IQL.load(tmp_path / "model", dataset=moved)
+    assert (loaded.policy.memory.places == model.policy.memory.places).all()
+    loaded.learn(1)
+    assert (loaded.policy.subgoal_scale == model.policy.subgoal_scale).all()
+    shift = (loaded.policy.memory.places - model.policy.memory.places) * model.policy.subgoal_scale
+    th.testing.assert_close(shift, th.tensor([5.0, 0.0]).expand_as(shift), rtol=1e-4, atol=1e-4)
+
+
+def test_a_search_has_the_length_of_all_subgoals_that_are_played(walks):
+    model = make(walks, policy_kwargs={"memory_radius": 0.2, "subgoal_quantile": 0.9})
+    assert model.policy.memory.stride == model.policy.subgoal_length
 
 
 @EVERY
 def test_a_memory_changes_no_update_and_no_first_step(walks, algorithm):
     one, other = make(walks, algorithm=algorithm).learn(20), with_memory(walks, algorithm=algorithm).learn(20)
+    for mine, its in zip(one.policy.parameters(), other.policy.parameters(), strict=True):
+        th.testing.assert_close(mine, its)
     obs = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
     actions, state = other.predict(obs, deterministic=True)
     np.testing.assert_allclose(one.predict(obs, deterministic=True)[0], actions, rtol=1e-4, atol=1e-6)
@@ -638,7 +674,7 @@ def test_data_without_goals_are_refused(walks):
     goes_on = replace(walks, truncations=walks.truncations | is_success, terminations=np.zeros(len(walks), bool))
     for demos in (replace(walks, rewards=dense), replace(walks, rewards=alive), goes_on):
         with pytest.raises(ValueError, match=r"episodes that end with the higher one.*leave memory_radius out"):
-            with_memory(demos)
+            IQL("HierarchicalPolicy", None, demos, n_steps=3, policy_kwargs={"memory_radius": 0.2}, device="cpu")
         make(demos)
 
 
@@ -649,6 +685,13 @@ def test_the_radius_can_be_changed(walks, tmp_path):
     model.policy.save(tmp_path / "policy")
     assert HierarchicalPolicy.load(tmp_path / "policy").memory.radius == 0.3
     assert make(walks).policy.memory_radius is None
+
+
+def test_predictions_with_a_memory_are_not_in_training_mode(walks):
+    model = with_memory(walks)
+    model.policy.set_training_mode(True)
+    model.predict(np.zeros(3, np.float32))
+    assert not model.policy.training
 
 
 def test_a_tuple_is_no_observation(walks):

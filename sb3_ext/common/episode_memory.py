@@ -38,9 +38,9 @@ class EpisodeMemory(nn.Module):
     :param radius: how far is hardly moving, and how near is being there
     """
 
-    # Where the data had their goals, (N_PLACES, n_entries); far away from everything before they are known
+    # Where the data had their goals, (N_PLACES, n_entries); all in one place, and without effect, before they are known
     places: th.Tensor
-    # How far the data go in n steps, and n, which nothing takes before it is known, scalars
+    # Length of the subgoals of a search, and n, which nothing takes before it is known, scalars
     stride: th.Tensor
     n_steps: th.Tensor
     noise: th.Tensor
@@ -48,22 +48,26 @@ class EpisodeMemory(nn.Module):
     def __init__(self, n_entries: int, radius: float):
         super().__init__()
         self.radius = radius
-        self.register_buffer("places", th.full((N_PLACES, n_entries), th.inf))
+        self.register_buffer("places", th.zeros(N_PLACES, n_entries))
         self.register_buffer("stride", th.ones(()))
         self.register_buffer("n_steps", th.tensor(2**62))
         noise = th.randn(N_NOISE, n_entries, generator=th.Generator().manual_seed(0))
         self.register_buffer("noise", noise, persistent=False)
 
-    def take_data(self, subgoals: th.Tensor, places: th.Tensor, n_steps: int) -> None:
+    def take_sizes(self, stride: th.Tensor, n_steps: int) -> None:
         """
-        :param subgoals: of the data, ``(n, n_entries)``
-        :param places: where its goals were, ``(n, n_entries)``, with n of at least 1
+        :param stride: length of the subgoals of a search, a scalar
         :param n_steps: that subgoals take
         """
-        spread = th.linspace(0, len(places) - 1, N_PLACES, device=places.device).round().long()
-        self.places.copy_(places[spread])
-        self.stride.copy_(subgoals.norm(dim=-1).median())
+        self.stride.copy_(stride)
         self.n_steps.fill_(n_steps)
+
+    def take_goals(self, places: th.Tensor) -> None:
+        """
+        :param places: where the data had their goals, ``(n, n_entries)``, with n of at least 1
+        """
+        spread = th.linspace(0, len(places) - 1, N_PLACES, dtype=th.float64, device=places.device).round().long()
+        self.places.copy_(places[spread])
 
     def forward(
         self,

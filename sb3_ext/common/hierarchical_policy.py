@@ -191,14 +191,11 @@ class HierarchicalPolicy(BasePolicy):
         """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
         return features[..., : self.subgoal_entries]
 
-    def take_data(self, ways: th.Tensor, goals: th.Tensor, n_steps: int) -> None:
+    def take_sizes(self, ways: th.Tensor, n_steps: int) -> None:
         """
-        Sizes of subgoals, and what a memory has to know.
-
         :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
-        :param goals: features of rewarded ends of the data's episodes, ``(n, obs_dim)``
         :param n_steps: that ways take
-        :raises ValueError: ways are all the same, or there is a memory and no goal
+        :raises ValueError: all of them are always the same
         """
         scale = ways.abs().quantile(WITHIN_LIMITS, dim=0)
         if not (scale > 0).any():
@@ -207,15 +204,11 @@ class HierarchicalPolicy(BasePolicy):
                 "observation, and those hardly ever change: policy_kwargs=dict(subgoal_entries=...)."
             )
         self.subgoal_scale.copy_(scale.where(scale > 0, 1))
+        lengths = self.subgoals(ways).norm(dim=-1)
         if self.subgoal_quantile is not None:
-            self.subgoal_length.copy_(self.subgoals(ways).norm(dim=-1).quantile(self.subgoal_quantile))
+            self.subgoal_length.copy_(lengths.quantile(self.subgoal_quantile))
         if self.memory is not None:
-            if len(goals) == 0:
-                raise ValueError(
-                    f"memory_radius={self.memory_radius} searches the data's goals, which takes rewards of two values, "
-                    "and episodes that end with the higher one. These data have none: leave memory_radius out."
-                )
-            self.memory.take_data(self.subgoals(ways), self.where(goals) / self.subgoal_scale, n_steps)
+            self.memory.take_sizes(lengths.median() if self.subgoal_quantile is None else self.subgoal_length, n_steps)
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""

@@ -10,10 +10,12 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from sb3_ext.common.actors import GaussianActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.ensemble import EnsembleCritic
+from sb3_ext.common.episode_memory import EpisodeMemory
 from sb3_ext.common.losses import ensemble_mse, td_target
 from sb3_ext.common.off_policy import Metrics
 from sb3_ext.common.offline_algorithm import OfflineAlgorithm
 from sb3_ext.common.schedules import as_schedule
+from sb3_ext.datasets.dataset import Dataset
 from sb3_ext.datasets.load import DatasetLike
 
 Scalars = dict[str, th.Tensor]
@@ -49,6 +51,8 @@ class OfflineActorCritic(OfflineAlgorithm):
     deterministic_actor = False
     # What the sizes of subgoals were taken for, n_steps and the quantile; saved with the model
     _sized_for: list[float | None] | None = None
+    # Whether a memory has the places of this dataset's; saved with the model
+    _knows_goals = False
 
     def __init__(
         self,
@@ -140,24 +144,54 @@ class OfflineActorCritic(OfflineAlgorithm):
                 f"replay_buffer_class={self.replay_buffer_class.__name__} out."
             )
 
+    def _attach(self, dataset: Dataset) -> None:
+        super()._attach(dataset)
+        self._knows_goals = False
+        if self._memory is not None and self._goals() is None:
+            raise ValueError(
+                f"memory_radius={self._memory.radius} searches the data's goals, which takes rewards of two "
+                "values, and episodes that end with the higher one. These data have none: leave memory_radius out."
+            )
+
     def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
         # Not before the first update: until then another environment may bring a VecNormalize
         if self._is_hierarchical and self._sized_for != self._sizes:
-            self._take_data()
+            self._take_subgoal_sizes()
+        if self._memory is not None:
+            self._take_goals(self._memory)
         return super()._run_updates(batches, noise)
+
+    @property
+    def _memory(self) -> EpisodeMemory | None:
+        return self.policy.memory if self._is_hierarchical else None
 
     @property
     def _sizes(self) -> list[float | None]:
         return [self.n_steps, self.policy.subgoal_quantile]
 
-    def _take_data(self) -> None:
+    def _take_subgoal_sizes(self) -> None:
         """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
         self._require_dataset()
         assert self.dataset_buffer is not None
         _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
-        goals = self.policy.features(self.dataset_buffer.goal_observations(self._vec_normalize_env))
-        self.policy.take_data(ways.squeeze(0), goals, self.n_steps)
-        self._sized_for = self._sizes
+        self.policy.take_sizes(ways.squeeze(0), self.n_steps)
+        self._sized_for, self._knows_goals = self._sizes, False
+
+    def _take_goals(self, memory: EpisodeMemory) -> None:
+        """Anew for other data, other sizes, and statistics that move; nothing where no data are attached."""
+        normalize = self._vec_normalize_env
+        moves = normalize is not None and normalize.training and normalize.norm_obs
+        goals = None if self._knows_goals and not moves else self._goals()
+        if goals is not None:
+            memory.take_goals(self.policy.where(self.policy.features(goals)) / self.policy.subgoal_scale)
+            self._knows_goals = True
+
+    def _goals(self) -> th.Tensor | None:
+        """Observations at the data's goals, ``(n, obs_dim)``."""
+        if self.dataset_buffer is None:
+            return None
+        goals = self.dataset_buffer.goal_observations(self._vec_normalize_env)
+        return goals if len(goals) > 0 else None
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
         if not self._is_hierarchical:
