@@ -16,10 +16,9 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, RESULTS, plans
+from suite import ALGORITHMS, NO_MEMORY_ROW, ONLINE, ONLINE_LENGTHS, RESULTS, plans
 
 PEER = "d3rlpy "
-NO_MEMORY = ", no memory"
 HEADER = """\
 # Offline learning, all curves
 
@@ -169,8 +168,9 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
             runs = finished(runs)
             steps, scores = runs[0].steps / 1000, np.stack([run.scores for run in runs])
             color = f"C{families.index(algorithm.removeprefix(PEER).split(',')[0])}"
-            variant = NO_MEMORY if algorithm.endswith(NO_MEMORY) else "," if "," in algorithm else ""
-            style = "--" if algorithm.startswith(PEER) else {"": "-", ",": ":", NO_MEMORY: "-."}[variant]
+            style = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
+            if algorithm.endswith(NO_MEMORY_ROW):
+                style = "-."
             label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
             axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, label=label)
             axis.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=color, alpha=0.12, linewidth=0)

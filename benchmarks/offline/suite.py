@@ -55,8 +55,12 @@ FLAT = {
     "antmaze-umaze/IQL": (
         20_000,
         (
-            *("action_values=true", "n_steps=10", "tau=0.01", "weight_temp=0.1"),
-            *("deterministic_actor=false", "policy_kwargs=null"),
+            "action_values=true",
+            "n_steps=10",
+            "tau=0.01",
+            "weight_temp=0.1",
+            "deterministic_actor=false",
+            "policy_kwargs=null",
         ),
     ),
     "antmaze-umaze/ReBRAC": (
@@ -101,6 +105,7 @@ FLAT = {
     ),
 }
 # The same networks, that remember nothing of an episode
+NO_MEMORY_ROW = ", no memory"
 NO_MEMORY = {
     "antmaze-umaze/AWAC": "policy_kwargs=null",
     "antmaze-umaze/IQL": "policy_kwargs=null",
@@ -187,7 +192,7 @@ def plans() -> dict[str, Plan]:
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
             if f"{dataset}/{name}" in NO_MEMORY:
-                found[f"{dataset}/{name}, no memory"] = plan(dataset, algo, "--set", NO_MEMORY[f"{dataset}/{name}"])
+                found[f"{dataset}/{name}{NO_MEMORY_ROW}"] = plan(dataset, algo, "--set", NO_MEMORY[f"{dataset}/{name}"])
             if f"{dataset}/{name}" in FLAT:
                 steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)

@@ -255,12 +255,8 @@ class HierarchicalPolicy(BasePolicy):
         with th.no_grad():
             features = self.features(rows)
             where = self.where(features)
-            subgoals, remembered = self.memory(
-                self.chosen_subgoals(where),
-                where / self.subgoal_scale,
-                state,
-                episode_start,
-            )
+            own, position = self.chosen_subgoals(where), where / self.subgoal_scale
+            subgoals, remembered = self.memory(own, position, state, episode_start)
             actions = self._towards(subgoals, features, deterministic).cpu().numpy()
         actions = self.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
         return actions if is_batch else actions.squeeze(axis=0), remembered

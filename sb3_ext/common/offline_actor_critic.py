@@ -4,6 +4,7 @@ import math
 from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
@@ -51,7 +52,7 @@ class OfflineActorCritic(OfflineAlgorithm):
     deterministic_actor = False
     # What the sizes of subgoals were taken for, n_steps and the quantile; saved with the model
     _sized_for: list[float | None] | None = None
-    # Whether a memory has the places of this dataset's; saved with the model
+    # Whether a memory has the places of this dataset's, normalised as observations are
     _knows_goals = False
 
     def __init__(
@@ -147,11 +148,22 @@ class OfflineActorCritic(OfflineAlgorithm):
     def _attach(self, dataset: Dataset) -> None:
         super()._attach(dataset)
         self._knows_goals = False
-        if self._memory is not None and self._goals() is None:
+        assert self.dataset_buffer is not None
+        if self._memory is not None and len(self.dataset_buffer.goal_observations()) == 0:
             raise ValueError(
                 f"memory_radius={self._memory.radius} searches the data's goals, which takes rewards of two "
                 "values, and episodes that end with the higher one. These data have none: leave memory_radius out."
             )
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> tuple[int, BaseCallback]:
+        self._knows_goals = False  # another environment may normalise otherwise
+        return super()._setup_learn(*args, **kwargs)
+
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
+        """As :meth:`OfflineAlgorithm.train`."""
+        if self._vec_normalize_env is not None and self._vec_normalize_env.training:
+            self._knows_goals = False  # what was collected has moved its statistics
+        super().train(gradient_steps, batch_size)
 
     def _run_updates(self, batches: Samples, noise: th.Tensor | None) -> Metrics:
         # Not before the first update: until then another environment may bring a VecNormalize
@@ -178,20 +190,12 @@ class OfflineActorCritic(OfflineAlgorithm):
         self._sized_for, self._knows_goals = self._sizes, False
 
     def _take_goals(self, memory: EpisodeMemory) -> None:
-        """Anew for other data, other sizes, and statistics that move; nothing where no data are attached."""
-        normalize = self._vec_normalize_env
-        moves = normalize is not None and normalize.training and normalize.norm_obs
-        goals = None if self._knows_goals and not moves else self._goals()
-        if goals is not None:
-            memory.take_goals(self.policy.where(self.policy.features(goals)) / self.policy.subgoal_scale)
-            self._knows_goals = True
-
-    def _goals(self) -> th.Tensor | None:
-        """Observations at the data's goals, ``(n, obs_dim)``."""
-        if self.dataset_buffer is None:
-            return None
-        goals = self.dataset_buffer.goal_observations(self._vec_normalize_env)
-        return goals if len(goals) > 0 else None
+        """Unless it has them; nothing where no data are attached."""
+        if self._knows_goals or self.dataset_buffer is None:
+            return
+        goals = self.policy.features(self.dataset_buffer.goal_observations(self._vec_normalize_env))
+        memory.take_goals(self.policy.where(goals) / self.policy.subgoal_scale)
+        self._knows_goals = True
 
     def _update_loop(self, names: tuple[str, ...], batches: Samples, noise: th.Tensor | None) -> Metrics:
         if not self._is_hierarchical:
