@@ -52,7 +52,8 @@ class Guided:
 
     @th.no_grad()
     def __call__(self, observations: np.ndarray, state: None) -> tuple[np.ndarray, None]:
-        features = self.policy.features(th.as_tensor(observations))
+        rows = th.as_tensor(observations)
+        features = self.policy.features(rows)
         subgoals = self.policy.chosen_subgoals(self.policy.where(features))
         for row, i in enumerate(self.evaluation.playing):
             position = observations[row, :2]
@@ -61,7 +62,7 @@ class Guided:
                 way = target - position
                 way = th.as_tensor(way * SUBGOAL_LENGTH / max(np.linalg.norm(way), 1e-6), dtype=th.float32)
                 subgoals[row] = self.policy.subgoals(way * self.per_metre)
-        actions = self.policy.low_level(th.cat([features, subgoals], dim=-1), deterministic=True)
+        actions = self.policy.towards(subgoals, rows, features, deterministic=True)
         return actions.clamp(-1, 1).numpy(), None
 
 

@@ -1,6 +1,7 @@
 """Where to go, and how: a policy whose actions are subgoals above a clone that gets there."""
 
 import inspect
+from collections.abc import Mapping
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from sb3_ext.common.episode_memory import EpisodeMemory, within_limits
 from sb3_ext.common.offline_policies import CloningPolicy, ValuePolicy, WeightedCloningPolicy
 from sb3_ext.common.policies import EnsemblePolicy
 from sb3_ext.common.standardize import StandardizingExtractor
+from sb3_ext.common.symmetry import N_POSITION, BodyFrame, RotationalSymmetry, as_symmetry
 
 # Share of the data's subgoals, entry by entry, that lie within the limits of the high level's actions
 WITHIN_LIMITS = 0.999
@@ -51,6 +53,10 @@ class HierarchicalPolicy(BasePolicy):
     remembers the episode: see :class:`~sb3_ext.common.episode_memory.EpisodeMemory`. SB3's ``evaluate_policy`` and RL
     Zoo's ``enjoy`` pass it on; without it every step is the first of an episode, as it is where an algorithm collects.
 
+    A robot whose legs are alike need not turn around to go back: another leg goes first. With ``symmetry`` the low
+    level sees it from the leg that is ahead, without x and y, and learns all directions from any: see
+    :class:`~sb3_ext.common.symmetry.BodyFrame`.
+
     One that derives from it has ``high_level_class``.
 
     :param observation_space: Observation space, a Box of vectors.
@@ -68,9 +74,13 @@ class HierarchicalPolicy(BasePolicy):
         after dividing by c; shorter where an entry would leave [-1, 1]. None plays them as they were learnt.
     :param memory_radius: In (0, 1), relative to c: one that has moved less in n steps stands, and one that came nearer
         than this to a goal of the data has been there. It can be changed on ``memory.radius``. None has no memory.
+    :param symmetry: ``"ant"``, for Gymnasium's Ant and AntMaze with 29 entries, or a
+        :class:`~sb3_ext.common.symmetry.RotationalSymmetry` or a dict of its arguments for another robot, whose x and
+        y are subgoals. Observations are as the environment has them, or standardised by ``standardize_observations``.
+        None takes robots as they are observed.
     :param kwargs: Further arguments of ``high_level_class``, such as ``n_critics``.
     :raises ValueError: observations are no vectors, have fewer entries or go through another network first, actions are
-        discrete, or an argument is unknown.
+        discrete, an argument is unknown, or the symmetry is none of these spaces'.
     """
 
     high_level_class: ClassVar[Any]
@@ -97,6 +107,7 @@ class HierarchicalPolicy(BasePolicy):
         low_level_net_arch: list[int] | None = None,
         subgoal_quantile: float | None = None,
         memory_radius: float | None = None,
+        symmetry: str | Mapping[str, Any] | RotationalSymmetry | None = None,
         **kwargs: Any,
     ):
         self._check_spaces(observation_space, action_space, features_extractor_class)
@@ -125,8 +136,11 @@ class HierarchicalPolicy(BasePolicy):
         self.high_level = self.high_level_class(where, subgoal, lr_schedule, net_arch=net_arch, **shared, **kwargs)
         if low_level_net_arch is None:
             low_level_net_arch, _ = get_actor_critic_arch(self.high_level.net_arch)
-        everything = _box(np.inf, n_entries + subgoal_entries)
-        self.low_level = CloningPolicy(everything, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
+        self.symmetry = symmetry
+        self.body = None if symmetry is None else self._make_body(symmetry)
+        n_inputs = n_entries + subgoal_entries if self.body is None else self.body.n_inputs
+        inputs = _box(np.inf, n_inputs)
+        self.low_level = CloningPolicy(inputs, action_space, lr_schedule, low_level_net_arch, **shared).actor  # type: ignore[assignment]
         self.register_buffer("subgoal_scale", th.ones(subgoal_entries))
         self.register_buffer("subgoal_length", th.ones(()))
         self.memory = None if memory_radius is None else EpisodeMemory(subgoal_entries, float(memory_radius))
@@ -177,9 +191,18 @@ class HierarchicalPolicy(BasePolicy):
             )
         unknown = sorted(of_high_level.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
-            own = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius"}
+            own = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius", "symmetry"}
             names = sorted(HIGH_LEVEL_ARGUMENTS | own)
             raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
+
+    def _make_body(self, symmetry: Any) -> BodyFrame:
+        checked = as_symmetry(symmetry)
+        if self.subgoal_entries != N_POSITION:
+            raise ValueError(
+                f"symmetry turns x and y, subgoals have {self.subgoal_entries} entries: subgoal_entries={N_POSITION}."
+            )
+        checked.check(self.observation_space, self.action_space)
+        return BodyFrame(checked, spaces.flatdim(self.observation_space))
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """Flat, standardised if they are to be, ``(..., obs_dim) -> (..., obs_dim)``."""
@@ -191,9 +214,10 @@ class HierarchicalPolicy(BasePolicy):
         """What the high level sees, ``(..., obs_dim) -> (..., subgoal_entries)``."""
         return features[..., : self.subgoal_entries]
 
-    def take_sizes(self, ways: th.Tensor, n_steps: int) -> None:
+    def take_sizes(self, obs: th.Tensor, ways: th.Tensor, n_steps: int) -> None:
         """
-        :param ways: differences of the first entries, as in the data, ``(n, subgoal_entries)``
+        :param obs: observations of the data, ``(n, obs_dim)``
+        :param ways: differences of the first entries that follow, ``(n, subgoal_entries)``
         :param n_steps: that ways take
         :raises ValueError: all of them are always the same
         """
@@ -209,6 +233,8 @@ class HierarchicalPolicy(BasePolicy):
             self.subgoal_length.copy_(lengths.quantile(self.subgoal_quantile))
         if self.memory is not None:
             self.memory.take_sizes(lengths.median() if self.subgoal_quantile is None else self.subgoal_length, n_steps)
+        if self.body is not None:
+            self.body.take_statistics(obs.float(), self._in_metres(self.subgoals(ways)))
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
@@ -225,10 +251,44 @@ class HierarchicalPolicy(BasePolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """Actions in the first step of an episode, before there is anything to remember."""
         features = self.features(obs)
-        return self._towards(self.chosen_subgoals(self.where(features)), features, deterministic)
+        assert isinstance(obs, th.Tensor)
+        return self.towards(self.chosen_subgoals(self.where(features)), obs, features, deterministic)
 
-    def _towards(self, subgoals: th.Tensor, features: th.Tensor, deterministic: bool) -> th.Tensor:
-        return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
+    def towards(
+        self, subgoals: th.Tensor, obs: th.Tensor, features: th.Tensor, deterministic: bool = False
+    ) -> th.Tensor:
+        """
+        :param subgoals: ``(batch, subgoal_entries)``, in [-1, 1]
+        :param obs: ``(batch, obs_dim)``
+        :param features: of the observations, ``(batch, obs_dim)``
+        :return: actions that lead there, ``(batch, action_dim)``
+        """
+        if self.body is None:
+            return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
+        inputs, turns = self.body(obs.float(), self._in_metres(subgoals))
+        return self.body.turn_actions(self.low_level(inputs, deterministic), -turns)
+
+    def low_level_examples(
+        self, obs: th.Tensor, features: th.Tensor, subgoals: th.Tensor, actions: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """
+        :param obs: ``(..., obs_dim)``
+        :param features: of the observations, ``(..., obs_dim)``
+        :param subgoals: where actions led, ``(..., subgoal_entries)``, in [-1, 1]
+        :param actions: ``(..., action_dim)``
+        :return: inputs of the low level, ``(..., n_inputs)``, and what it is to answer, ``(..., action_dim)``
+        """
+        if self.body is None:
+            return th.cat([features, subgoals], dim=-1), actions
+        inputs, turns = self.body(obs.float(), self._in_metres(subgoals))
+        return inputs, self.body.turn_actions(actions, turns)
+
+    def _in_metres(self, subgoals: th.Tensor) -> th.Tensor:
+        """Or whatever x and y are in, ``(..., subgoal_entries) -> (..., subgoal_entries)``."""
+        ways = subgoals * self.subgoal_scale
+        if isinstance(self.features_extractor, StandardizingExtractor):
+            ways = ways / self.features_extractor.scale[: self.subgoal_entries]
+        return ways
 
     def predict(
         self,
@@ -252,12 +312,13 @@ class HierarchicalPolicy(BasePolicy):
             return super().predict(observation, state, episode_start, deterministic)
         self.set_training_mode(False)
         rows, is_batch = self.obs_to_tensor(observation)
+        assert isinstance(rows, th.Tensor)
         with th.no_grad():
             features = self.features(rows)
             where = self.where(features)
             own, position = self.chosen_subgoals(where), where / self.subgoal_scale
             subgoals, remembered = self.memory(own, position, state, episode_start)
-            actions = self._towards(subgoals, features, deterministic).cpu().numpy()
+            actions = self.towards(subgoals, rows, features, deterministic).cpu().numpy()
         actions = self.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
         return actions if is_batch else actions.squeeze(axis=0), remembered
 
@@ -287,6 +348,7 @@ class HierarchicalPolicy(BasePolicy):
             "low_level_net_arch": self.low_level_net_arch,
             "subgoal_quantile": self.subgoal_quantile,
             "memory_radius": self.memory_radius,
+            "symmetry": self.symmetry,
             **self._high_level_kwargs,
         }
 

@@ -144,8 +144,16 @@ class OfflineActorCritic(OfflineAlgorithm):
                 f"HierarchicalPolicy needs a buffer that goes n_steps={self.n_steps} by itself: leave "
                 f"replay_buffer_class={self.replay_buffer_class.__name__} out."
             )
+        normalize = self._vec_normalize_env
+        if self.policy_kwargs.get("symmetry") is not None and normalize is not None and normalize.norm_obs:
+            raise ValueError(
+                "symmetry turns quaternions, and VecNormalize changes them: VecNormalize(..., norm_obs=False), and "
+                "standardize_observations=True instead."
+            )
 
     def _attach(self, dataset: Dataset) -> None:
+        if self._is_hierarchical and self.policy.body is not None:
+            self.policy.body.check_observations(dataset.observations)
         super()._attach(dataset)
         self._knows_goals = False
         assert self.dataset_buffer is not None
@@ -185,8 +193,10 @@ class OfflineActorCritic(OfflineAlgorithm):
         """Subgoals of the data, for ``n_steps`` as it is, become actions in [-1, 1]."""
         self._require_dataset()
         assert self.dataset_buffer is not None
-        _, _, ways = self._ways(self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE))
-        self.policy.take_sizes(ways.squeeze(0), self.n_steps)
+        sample = self._sample_batches(self.dataset_buffer, 1, SIZES_SAMPLE)
+        _, _, ways = self._ways(sample)
+        assert isinstance(sample.observations, th.Tensor)
+        self.policy.take_sizes(sample.observations.squeeze(0), ways.squeeze(0), self.n_steps)
         self._sized_for, self._knows_goals = self._sizes, False
 
     def _take_goals(self, memory: EpisodeMemory) -> None:
@@ -207,7 +217,8 @@ class OfflineActorCritic(OfflineAlgorithm):
         metrics = Metrics()
         metrics.extend(super()._update_loop(names, of_subgoals, noise))
         # How to get somewhere is learnt from all ways, wherever they led
-        for inputs, actions in zip(th.cat([now, subgoals], dim=-1), batches.actions, strict=True):
+        examples = self.policy.low_level_examples(batches.observations, now, subgoals, batches.actions)
+        for inputs, actions in zip(*examples, strict=True):
             metrics.add(self.engine.run(self._update_low_level, inputs, actions))
         return metrics.seal()
 
@@ -224,7 +235,7 @@ class OfflineActorCritic(OfflineAlgorithm):
 
     def _update_low_level(self, inputs: th.Tensor, actions: th.Tensor) -> Scalars:
         """
-        :param inputs: features and subgoals, ``(batch, obs_dim + subgoal_entries)``
+        :param inputs: what the low level sees, ``(batch, n_inputs)``
         """
         loss = -cloning_log_prob(self.low_level.distribution(inputs), actions, self.low_level.is_deterministic).mean()
         self.engine.minimize(loss, self.low_level.optimizer)
