@@ -92,8 +92,8 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     suite = script("suite")
     every = suite.to_do([0, 1, 2], [], tmp_path)
     # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, eight
-    # without a hierarchy, four without a memory, four online, three seeds
-    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 4 + 4 + 1)
+    # without a hierarchy, twelve of hierarchies without a part, four and four without it online, three seeds
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 12 + 8 + 1)
     name = "antmaze-umaze/ReBRAC"
     total = suite.plans()[name].total
     write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])
@@ -103,7 +103,10 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     with pytest.raises(ValueError, match=r"no curve \['iql'\], but \['antmaze-umaze/BC'"):
         suite.to_do([0], ["iql", "IQL"], tmp_path)
     online = suite.to_do([0], ["-online"], tmp_path)
-    assert {name for name, _ in online} == {f"antmaze-umaze-online/{a}" for a in ("AWAC", "IQL", "ReBRAC", "Cal-QL")}
+    names = ("AWAC", "IQL", "ReBRAC", "Cal-QL")
+    assert {name for name, _ in online} == {
+        f"antmaze-umaze-online/{a}{row}" for a in names for row in ("", ", no symmetry")
+    }
     assert "--online" in suite.plans()[online[0][0]].arguments
     # As published, not as the configuration's hierarchy
     assert {"policy=MlpPolicy", "deterministic_actor=false"} <= set(
@@ -114,7 +117,7 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
 def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
     suite = script("suite")
     plans = suite.plans()
-    of_hierarchies = ("low_level_net_arch", "subgoal_quantile", "memory_radius")
+    of_hierarchies = ("low_level_net_arch", "subgoal_quantile", "memory_radius", "symmetry")
     for name in suite.FLAT:
         _, _, changes = " ".join(plans[f"{name}, MlpPolicy"].arguments).partition("--set ")
         assert changes.startswith("policy=MlpPolicy") and "n_steps=" in changes
@@ -124,15 +127,33 @@ def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
         is_left = any(argument in entry.get("policy_kwargs", {}) for argument in of_hierarchies)
         assert not is_left or "policy_kwargs=" in changes
         assert not any(argument in changes for argument in of_hierarchies)
-    for name, change in suite.NO_MEMORY.items():
-        config = yaml.safe_load(rl_zoo_configs.config_path(suite.ALGORITHMS[name.split("/")[1]]).read_text())
-        entry = config[suite.ENVIRONMENTS[name.split("/")[0]]]
-        without = yaml.safe_load(change.removeprefix("policy_kwargs=")) or {}
-        assert entry["policy_kwargs"] == {**without, "memory_radius": 0.12}
-        assert plans[f"{name}, no memory"].arguments[-2:] == ("--set", change)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
-    assert {name for name, arguments in online.items() if "--action-noise" in arguments} == {"AWAC", "ReBRAC"}
-    assert {name for name, arguments in online.items() if "truncates: true" in str(arguments)} == set(online) - {"IQL"}
+    families = {row: {name for name in online if name.endswith(row) == bool(row)} for row in ("", ", no symmetry")}
+    for row, names in families.items():
+        noisy = {name for name in names if "--action-noise" in online[name]}
+        assert noisy == {f"AWAC{row}", f"ReBRAC{row}"}
+        assert {name for name in names if "truncates: true" in str(online[name])} == names - {f"IQL{row}"}
+
+
+def test_rows_of_hierarchies_without_a_part(script):
+    suite = script("suite")
+    plans = suite.plans()
+    for name, algo in suite.ALGORITHMS.items():
+        if name in ("BC", "EDAC"):
+            continue
+        config = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
+        for dataset, left_out in {
+            "antmaze-umaze/{}, no symmetry": {"symmetry"},
+            "antmaze-umaze/{}, no symmetry, no memory": {"symmetry", "memory_radius"},
+            "antmaze-medium-diverse/{}, no symmetry": {"symmetry"},
+            "antmaze-umaze-online/{}, no symmetry": {"symmetry"},
+        }.items():
+            arguments = plans[dataset.format(name)].arguments
+            (change,) = [argument for argument in arguments if argument.startswith("policy_kwargs=")]
+            kept = yaml.safe_load(change.removeprefix("policy_kwargs="))
+            whole = config[suite.ENVIRONMENTS[dataset.split("/")[0].removesuffix("-online")]]["policy_kwargs"]
+            assert left_out <= set(whole)
+            assert kept == {key: value for key, value in whole.items() if key not in left_out}
 
 
 def test_runs_that_the_suite_has_not_finished_are_in_no_table(script, tmp_path):

@@ -10,15 +10,18 @@ import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from suite import ALGORITHMS, NO_MEMORY_ROW, ONLINE, ONLINE_LENGTHS, RESULTS, plans
+from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, RESULTS, WITHOUT, plans
 
 PEER = "d3rlpy "
+# Of rows without a part of what configurations have: dashes and dots, more of them the more is missing
+PARTIAL = {row: (0, (6, 2) + (1, 2) * (1 + len(names))) for rows in WITHOUT.values() for row, names in rows.items()}
 HEADER = """\
 # Offline learning, all curves
 
@@ -168,9 +171,8 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
             runs = finished(runs)
             steps, scores = runs[0].steps / 1000, np.stack([run.scores for run in runs])
             color = f"C{families.index(algorithm.removeprefix(PEER).split(',')[0])}"
-            style = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
-            if algorithm.endswith(NO_MEMORY_ROW):
-                style = "-."
+            style: Any = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
+            style = next((style for row, style in PARTIAL.items() if algorithm.endswith(row)), style)
             label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
             axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, label=label)
             axis.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=color, alpha=0.12, linewidth=0)

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -104,13 +105,11 @@ FLAT = {
         ),
     ),
 }
-# The same networks, that remember nothing of an episode
-NO_MEMORY_ROW = ", no memory"
-NO_MEMORY = {
-    "antmaze-umaze/AWAC": "policy_kwargs=null",
-    "antmaze-umaze/IQL": "policy_kwargs=null",
-    "antmaze-umaze/ReBRAC": "policy_kwargs={net_arch: [64, 64], low_level_net_arch: [256, 256]}",
-    "antmaze-umaze/Cal-QL": "policy_kwargs={net_arch: [64, 64], low_level_net_arch: [256, 256]}",
+# Rows of hierarchies without a part of what their configurations have: arguments of the policy
+NO_SYMMETRY = ", no symmetry"
+WITHOUT = {
+    "antmaze-umaze": {NO_SYMMETRY: ("symmetry",), f"{NO_SYMMETRY}, no memory": ("symmetry", "memory_radius")},
+    "antmaze-medium-diverse": {NO_SYMMETRY: ("symmetry",)},
 }
 # What differs where collection follows: half an update for each step
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
@@ -172,13 +171,23 @@ def plan(
     :param n_timesteps: gradient steps; the configuration's if None
     """
     if n_timesteps is None:
-        configs = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
-        n_timesteps = int(configs[ENVIRONMENTS[dataset]]["n_timesteps"])
+        n_timesteps = int(entry(dataset, algo)["n_timesteps"])
     steps, eval_freq, online = ONLINE_LENGTHS[dataset] if is_online else (n_timesteps, EVAL_FREQ, 0)
     lengths = ["--steps", str(steps), "--eval-freq", str(eval_freq)]
     if online > 0:
         lengths += ["--online", str(online)]
     return Plan(dataset, script, ("--algo", algo, *lengths, *arguments), steps + online)
+
+
+def entry(dataset: str, algo: str) -> dict[str, Any]:
+    """Of the configuration."""
+    return yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())[ENVIRONMENTS[dataset]]
+
+
+def without(dataset: str, algo: str, names: Iterable[str]) -> str:
+    """The change that leaves arguments of the configuration's policy out."""
+    left = {name: value for name, value in entry(dataset, algo)["policy_kwargs"].items() if name not in names}
+    return f"policy_kwargs={yaml.safe_dump(left, default_flow_style=True, width=1000).strip()}"
 
 
 def plans() -> dict[str, Plan]:
@@ -191,8 +200,9 @@ def plans() -> dict[str, Plan]:
             found[f"{dataset}/{name}"] = plan(dataset, algo)
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
-            if f"{dataset}/{name}" in NO_MEMORY:
-                found[f"{dataset}/{name}{NO_MEMORY_ROW}"] = plan(dataset, algo, "--set", NO_MEMORY[f"{dataset}/{name}"])
+            if entry(dataset, algo).get("policy") == "HierarchicalPolicy":
+                for row, names in WITHOUT[dataset].items():
+                    found[f"{dataset}/{name}{row}"] = plan(dataset, algo, "--set", without(dataset, algo, names))
             if f"{dataset}/{name}" in FLAT:
                 steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)
@@ -204,8 +214,10 @@ def plans() -> dict[str, Plan]:
     for dataset in ONLINE_LENGTHS:
         for name, changes in ONLINE_ALGORITHMS.items():
             noise = ("--action-noise", ACTION_NOISE[name]) if name in ACTION_NOISE else ()
-            arguments = (*noise, "--set", *HALF_AN_UPDATE, *changes)
-            found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, ALGORITHMS[name], *arguments, is_online=True)
+            algo, arguments = ALGORITHMS[name], (*noise, "--set", *HALF_AN_UPDATE, *changes)
+            found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, algo, *arguments, is_online=True)
+            same = without(dataset, algo, ["symmetry"])
+            found[f"{dataset}{ONLINE}/{name}{NO_SYMMETRY}"] = plan(dataset, algo, *arguments, same, is_online=True)
     return found
 
 
