@@ -128,8 +128,9 @@ def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
         assert not is_left or "policy_kwargs=" in changes
         assert not any(argument in changes for argument in of_hierarchies)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
-    families = {row: {name for name in online if name.endswith(row) == bool(row)} for row in ("", ", no symmetry")}
-    for row, names in families.items():
+    without = {name for name in online if name.endswith(", no symmetry")}
+    assert len(without) == 4
+    for row, names in {"": set(online) - without, ", no symmetry": without}.items():
         noisy = {name for name in names if "--action-noise" in online[name]}
         assert noisy == {f"AWAC{row}", f"ReBRAC{row}"}
         assert {name for name in names if "truncates: true" in str(online[name])} == names - {f"IQL{row}"}
@@ -143,17 +144,22 @@ def test_rows_of_hierarchies_without_a_part(script):
             continue
         config = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
         for dataset, left_out in {
-            "antmaze-umaze/{}, no symmetry": {"symmetry"},
-            "antmaze-umaze/{}, no symmetry, no memory": {"symmetry", "memory_radius"},
-            "antmaze-medium-diverse/{}, no symmetry": {"symmetry"},
-            "antmaze-umaze-online/{}, no symmetry": {"symmetry"},
+            "antmaze-umaze/{}, no symmetry": {"symmetry", "subgoal_quantile"},
+            "antmaze-umaze/{}, no symmetry, no memory": {"symmetry", "subgoal_quantile", "memory_radius"},
+            "antmaze-umaze-online/{}, no symmetry": {"symmetry", "subgoal_quantile"},
+            "antmaze-medium-diverse/{}, no symmetry": {"symmetry", "memory_radius"},
         }.items():
             arguments = plans[dataset.format(name)].arguments
             (change,) = [argument for argument in arguments if argument.startswith("policy_kwargs=")]
             kept = yaml.safe_load(change.removeprefix("policy_kwargs="))
             whole = config[suite.ENVIRONMENTS[dataset.split("/")[0].removesuffix("-online")]]["policy_kwargs"]
             assert left_out <= set(whole)
-            assert kept == {key: value for key, value in whole.items() if key not in left_out}
+            expected = {key: value for key, value in whole.items() if key not in left_out}
+            if "medium" in dataset:
+                expected["low_level_net_arch"] = [256, 256, 256]
+                if name == "IQL":
+                    expected["subgoal_quantile"] = None
+            assert kept == expected
 
 
 def test_runs_that_the_suite_has_not_finished_are_in_no_table(script, tmp_path):

@@ -15,7 +15,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,12 +105,20 @@ FLAT = {
         ),
     ),
 }
-# Rows of hierarchies without a part of what their configurations have: arguments of the policy
+# Rows of hierarchies without a part of what configurations have, arguments of the policy. Where legs are not alike,
+# subgoals of one length did not help but on the medium maze
 NO_SYMMETRY = ", no symmetry"
 WITHOUT = {
-    "antmaze-umaze": {NO_SYMMETRY: ("symmetry",), f"{NO_SYMMETRY}, no memory": ("symmetry", "memory_radius")},
-    "antmaze-medium-diverse": {NO_SYMMETRY: ("symmetry",)},
+    "antmaze-umaze": {
+        NO_SYMMETRY: ("symmetry", "subgoal_quantile"),
+        f"{NO_SYMMETRY}, no memory": ("symmetry", "subgoal_quantile", "memory_radius"),
+    },
+    "antmaze-medium-diverse": {NO_SYMMETRY: ("symmetry", "memory_radius")},
 }
+# There they are longer, with a low level large enough to learn the data's noise, which gets ants out of standing
+LONGER = {"AWAC": 40_000, "IQL": 40_000, "ReBRAC": 20_000, "Cal-QL": 20_000}
+LARGE = {"low_level_net_arch": [256, 256, 256]}
+
 # What differs where collection follows: half an update for each step
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
 ENDS_WHERE_IT_STANDS = (
@@ -184,9 +192,10 @@ def entry(dataset: str, algo: str) -> dict[str, Any]:
     return yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())[ENVIRONMENTS[dataset]]
 
 
-def without(dataset: str, algo: str, names: Iterable[str]) -> str:
-    """The change that leaves arguments of the configuration's policy out."""
+def without(dataset: str, algo: str, names: Iterable[str], others: Mapping[str, Any] | None = None) -> str:
+    """The change that leaves arguments of the configuration's policy out, and has others."""
     left = {name: value for name, value in entry(dataset, algo)["policy_kwargs"].items() if name not in names}
+    left |= others or {}
     return f"policy_kwargs={yaml.safe_dump(left, default_flow_style=True, width=1000).strip()}"
 
 
@@ -201,8 +210,12 @@ def plans() -> dict[str, Plan]:
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
             if entry(dataset, algo).get("policy") == "HierarchicalPolicy":
+                steps, others = (LONGER[name], LARGE) if dataset == "antmaze-medium-diverse" else (None, {})
+                if f"{dataset}/{name}" == "antmaze-medium-diverse/IQL":
+                    others = {**LARGE, "subgoal_quantile": None}
                 for row, names in WITHOUT[dataset].items():
-                    found[f"{dataset}/{name}{row}"] = plan(dataset, algo, "--set", without(dataset, algo, names))
+                    change = without(dataset, algo, names, others)
+                    found[f"{dataset}/{name}{row}"] = plan(dataset, algo, "--set", change, n_timesteps=steps)
             if f"{dataset}/{name}" in FLAT:
                 steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)
@@ -216,7 +229,7 @@ def plans() -> dict[str, Plan]:
             noise = ("--action-noise", ACTION_NOISE[name]) if name in ACTION_NOISE else ()
             algo, arguments = ALGORITHMS[name], (*noise, "--set", *HALF_AN_UPDATE, *changes)
             found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, algo, *arguments, is_online=True)
-            same = without(dataset, algo, ["symmetry"])
+            same = without(dataset, algo, WITHOUT[dataset][NO_SYMMETRY])
             found[f"{dataset}{ONLINE}/{name}{NO_SYMMETRY}"] = plan(dataset, algo, *arguments, same, is_online=True)
     return found
 
