@@ -115,9 +115,15 @@ WITHOUT = {
     },
     "antmaze-medium-diverse": {NO_SYMMETRY: ("symmetry", "memory_radius")},
 }
-# There they are longer, with a low level large enough to learn the data's noise, which gets ants out of standing
-LONGER = {"AWAC": 40_000, "IQL": 40_000, "ReBRAC": 20_000, "Cal-QL": 20_000}
+# There a low level large enough to learn the data's noise, for long enough, gets ants out of standing: steps, arguments
+# of the policy, other changes
 LARGE = {"low_level_net_arch": [256, 256, 256]}
+NO_SYMMETRY_ON_MEDIUM: dict[str, tuple[int, dict[str, Any], tuple[str, ...]]] = {
+    "AWAC": (40_000, LARGE, ()),
+    "IQL": (40_000, {**LARGE, "subgoal_quantile": None}, ()),
+    "ReBRAC": (20_000, LARGE, ("actor_bc_coef=0.15",)),
+    "Cal-QL": (20_000, LARGE, ()),
+}
 
 # What differs where collection follows: half an update for each step
 HALF_AN_UPDATE = ("train_freq=4", "gradient_steps=2")
@@ -210,12 +216,11 @@ def plans() -> dict[str, Plan]:
             if name == "BC":
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
             if entry(dataset, algo).get("policy") == "HierarchicalPolicy":
-                steps, others = (LONGER[name], LARGE) if dataset == "antmaze-medium-diverse" else (None, {})
-                if f"{dataset}/{name}" == "antmaze-medium-diverse/IQL":
-                    others = {**LARGE, "subgoal_quantile": None}
+                is_medium = dataset == "antmaze-medium-diverse"
+                steps, others, changes = NO_SYMMETRY_ON_MEDIUM[name] if is_medium else (None, {}, ())
                 for row, names in WITHOUT[dataset].items():
-                    change = without(dataset, algo, names, others)
-                    found[f"{dataset}/{name}{row}"] = plan(dataset, algo, "--set", change, n_timesteps=steps)
+                    arguments = ("--set", without(dataset, algo, names, others), *changes)
+                    found[f"{dataset}/{name}{row}"] = plan(dataset, algo, *arguments, n_timesteps=steps)
             if f"{dataset}/{name}" in FLAT:
                 steps, changes = FLAT[f"{dataset}/{name}"]
                 flat = plan(dataset, algo, "--set", "policy=MlpPolicy", *changes, n_timesteps=steps)
