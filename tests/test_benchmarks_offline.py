@@ -105,7 +105,7 @@ def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     online = suite.to_do([0], ["-online"], tmp_path)
     names = ("AWAC", "IQL", "ReBRAC", "Cal-QL")
     assert {name for name, _ in online} == {
-        f"antmaze-umaze-online/{a}{row}" for a in names for row in ("", ", no symmetry")
+        f"antmaze-umaze-online/{a}{row}" for a in names for row in ("", ", before symmetry")
     }
     assert "--online" in suite.plans()[online[0][0]].arguments
     # As published, not as the configuration's hierarchy
@@ -128,9 +128,9 @@ def test_rows_without_a_hierarchy_and_those_that_go_on_online(script):
         assert not is_left or "policy_kwargs=" in changes
         assert not any(argument in changes for argument in of_hierarchies)
     online = {name.split("/")[1]: plan.arguments for name, plan in plans.items() if "-online/" in name}
-    without = {name for name in online if name.endswith(", no symmetry")}
+    without = {name for name in online if name.endswith(", before symmetry")}
     assert len(without) == 4
-    for row, names in {"": set(online) - without, ", no symmetry": without}.items():
+    for row, names in {"": set(online) - without, ", before symmetry": without}.items():
         noisy = {name for name in names if "--action-noise" in online[name]}
         assert noisy == {f"AWAC{row}", f"ReBRAC{row}"}
         assert {name for name in names if "truncates: true" in str(online[name])} == names - {f"IQL{row}"}
@@ -144,10 +144,10 @@ def test_rows_of_hierarchies_without_a_part(script):
             continue
         config = yaml.safe_load(rl_zoo_configs.config_path(algo).read_text())
         for dataset, left_out in {
-            "antmaze-umaze/{}, no symmetry": {"symmetry", "subgoal_quantile"},
-            "antmaze-umaze/{}, no symmetry, no memory": {"symmetry", "subgoal_quantile", "memory_radius"},
-            "antmaze-umaze-online/{}, no symmetry": {"symmetry", "subgoal_quantile"},
-            "antmaze-medium-diverse/{}, no symmetry": {"symmetry", "memory_radius"},
+            "antmaze-umaze/{}, before symmetry": {"symmetry", "subgoal_quantile"},
+            "antmaze-umaze/{}, before symmetry, no memory": {"symmetry", "subgoal_quantile", "memory_radius"},
+            "antmaze-umaze-online/{}, before symmetry": {"symmetry", "subgoal_quantile"},
+            "antmaze-medium-diverse/{}, before symmetry": {"symmetry", "memory_radius"},
         }.items():
             arguments = plans[dataset.format(name)].arguments
             (change,) = [argument for argument in arguments if argument.startswith("policy_kwargs=")]

@@ -1,5 +1,6 @@
 """Robots whose legs are alike: frames, and hierarchical policies that see by them."""
 
+import json
 import math
 from dataclasses import asdict, replace
 
@@ -7,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
@@ -158,12 +160,12 @@ def test_a_frame_by_hand():
     upright = [5, 6, *about_z(math.pi / 2), 1, 2, 3, 4, 5, 6, 8, 8.5, 9, 9.5, 7]
     # The first leg points north, and so does the way: nothing is turned
     inputs, turns = frame(as_tensor([upright]), as_tensor([[0, 2]]))
-    expected = [7, 0, 0, 1, 8, 8.5, 9, 9.5, 2, -1, 3, 4, 5, 6, 2, 0]
+    expected = [7, 8, 8.5, 9, 9.5, 0, 0, 1, 4, 5, 6, 2, -1, 3, 2, 0]
     np.testing.assert_allclose(inputs[0], expected, atol=1e-5)
     assert turns.tolist() == [0]
     # To the west the second leg goes first
     inputs, turns = frame(as_tensor([upright]), as_tensor([[-2, 0]]))
-    expected = [7, 0, 0, 1, -8.5, -9, -9.5, -8, -1, -2, 3, 5, -4, 6, 2, 0]
+    expected = [7, -8.5, -9, -9.5, -8, 0, 0, 1, 5, -4, 6, -1, -2, 3, 2, 0]
     np.testing.assert_allclose(inputs[0], expected, atol=1e-5)
     assert turns.tolist() == [1]
     # Actions of the legs are the second to the fourth entry, and the first; the third leg's is the other way round
@@ -172,7 +174,10 @@ def test_a_frame_by_hand():
     th.testing.assert_close(frame.turn_actions(done, -turns), as_tensor([[0.4, 0.1, 0.2, 0.3]]))
     # One on its side sees where up is
     inputs, _ = frame(as_tensor([[0, 0, math.sqrt(0.5), math.sqrt(0.5), *[0.0] * 13]]), as_tensor([[2, 0]]))
-    np.testing.assert_allclose(inputs[0, 1:4], [0, 1, 0], atol=1e-6)
+    np.testing.assert_allclose(inputs[0, 5:8], [0, 1, 0], atol=1e-6)
+    # Far out is as far as 10
+    inputs, _ = frame(as_tensor([upright]) * 2, as_tensor([[0, 20]]))
+    assert inputs.max() == 10
 
 
 def test_a_frame_takes_any_number_of_batches():
@@ -194,14 +199,14 @@ def test_heading_and_scale_are_the_datas():
     # A leg, whichever, is 0.6 to the right of the way; those that hardly move head anywhere
     heading = yaw + 0.6 + rng.integers(4, size=500) * math.pi / 2 + rng.normal(0, 0.05, 500)
     lengths = np.ones(500)
-    heading[::2], lengths[::2] = rng.uniform(-math.pi, math.pi, 250), 1e-4
+    heading[::2], lengths[::2] = yaw[::2], 1e-4
     ways = lengths[:, None] * np.stack([np.cos(heading), np.sin(heading)], axis=1)
     frame.take_statistics(as_tensor(observations), as_tensor(ways))
     assert frame.heading.item() == pytest.approx(0.6, abs=0.02)
     inputs, _ = frame(as_tensor(observations), as_tensor(ways))
     np.testing.assert_allclose(inputs.mean(dim=0), 0, atol=1e-2)
     # The world's vertical axis is always the robot's
-    np.testing.assert_allclose(np.delete(inputs.std(dim=0), [1, 2, 3]), 1, atol=0.02)
+    np.testing.assert_allclose(np.delete(inputs.std(dim=0), [5, 6, 7]), 1, atol=0.02)
 
 
 # --- Policies -------------------------------------------------------------------------------------------------------
@@ -248,6 +253,14 @@ def walks_to_the_east():
     return data.with_metadata(observation_space=observation_space, action_space=spaces.Box(-1, 1, (4,), np.float32))
 
 
+def walks_with_goals(walks):
+    is_goal = walks.next_observations[:, 0] > 1.5
+    assert 0 < is_goal.sum() < len(walks)
+    return replace(
+        walks, rewards=is_goal.astype(np.float32), terminations=is_goal, truncations=walks.truncations & ~is_goal
+    )
+
+
 def make(demos, env=None, algorithm=AWAC, symmetry=CRAB, **kwargs):
     policy_kwargs = {"net_arch": [32, 32], "symmetry": symmetry, **kwargs.pop("policy_kwargs", {})}
     defaults = {"n_steps": 3, "gamma": 0.9, "batch_size": 64, "seed": 0, "device": "cpu", "update_backend": "eager"}
@@ -283,9 +296,13 @@ def test_walks_to_one_side_teach_all_directions(walks_to_the_east, standardize):
 
 
 @pytest.mark.parametrize("algorithm", [AWAC, IQL, ReBRAC, CalQL])
-def test_actions_are_the_same_whichever_leg_is_the_first(walks_to_the_east, algorithm):
+@pytest.mark.parametrize("memory", [{}, {"memory_radius": 0.1, "subgoal_quantile": 0.8}])
+def test_actions_are_the_same_whichever_leg_is_the_first(walks_to_the_east, algorithm, memory):
+    demos = walks_with_goals(walks_to_the_east)
     special = {"critic_bc_coef": 0.0} if algorithm is ReBRAC else {}
-    model = make(walks_to_the_east, algorithm=algorithm, standardize_observations=True, **special).learn(3)
+    settings = {"standardize_observations": True, "policy_kwargs": memory, **special}
+    model = make(demos, algorithm=algorithm, **settings).learn(3)
+    assert (model.policy.memory is None) == (memory == {})
     observations, _, _ = draw(CRAB, 17, 4, 20)
     observations[:, :2] = 0.3
     expected = model.predict(observations.astype(np.float32), deterministic=True)[0]
@@ -317,6 +334,32 @@ def test_what_is_cloned_by_hand(walks_to_the_east, standardize):
     assert model._run_updates(batches, noise).means()["low_level_loss"] == pytest.approx(expected, rel=1e-3)
 
 
+def test_ways_are_in_metres(walks_to_the_east):
+    raw, standardized = (make(walks_to_the_east, standardize_observations=s).learn(1) for s in (False, True))
+    assert standardized.policy.features_extractor.scale[0] > 1.3
+    for name in ("mean", "scale"):
+        its, mine = (getattr(model.policy.body, name)[-2:] for model in (raw, standardized))
+        th.testing.assert_close(its, mine, rtol=0.1, atol=0.01)
+
+
+def test_observations_of_any_precision(walks_to_the_east):
+    box = spaces.Box(-np.inf, np.inf, (17,), np.float64)
+    model = make(walks_to_the_east.with_metadata(observation_space=box)).learn(2)
+    obs = draw(CRAB, 17, 4, 5)[0]
+    np.testing.assert_allclose(
+        model.predict(obs, deterministic=True)[0],
+        model.predict(obs.astype(np.float32), deterministic=True)[0],
+        atol=1e-5,
+    )
+
+
+def test_a_compiled_update_is_the_same(walks_to_the_east):
+    eager, compiled = (make(walks_to_the_east, update_backend=backend).learn(5) for backend in ("eager", "compiled"))
+    assert (eager.policy.body.heading == compiled.policy.body.heading).all()
+    for mine, its in zip(eager.low_level.parameters(), compiled.low_level.parameters(), strict=True):
+        th.testing.assert_close(mine, its, rtol=1e-3, atol=1e-5)
+
+
 def test_what_a_frame_knows_is_saved(walks_to_the_east, tmp_path):
     model = make(walks_to_the_east, standardize_observations=True).learn(3)
     assert model.policy.body.heading != 0 and (model.policy.body.scale != 1).all()
@@ -335,7 +378,8 @@ def test_what_a_frame_knows_is_saved(walks_to_the_east, tmp_path):
 
 def test_a_symmetry_is_a_name_or_arguments():
     assert as_symmetry("ant") is ANT and as_symmetry(CRAB) is CRAB
-    plain = {name: [list(x) if isinstance(x, tuple) else x for x in value] for name, value in asdict(CRAB).items()}
+    plain = yaml.safe_load(json.dumps(asdict(CRAB)))
+    assert plain["joints"] == [[12], [13], [14], [15]]
     assert as_symmetry(plain) == CRAB
     del plain["joint_signs"]
     assert as_symmetry(plain).joint_signs == ((1,),) * 4
@@ -346,8 +390,11 @@ def test_a_symmetry_is_a_name_or_arguments():
     [
         ("dog", r"symmetry='dog' must be one of \['ant'\]"),
         (3, "symmetry=3 must be one of"),
-        ({"quaternion": [2, 3, 4, 5]}, r"or a dict with \['quaternion', 'velocity'"),
-        ({**asdict(CRAB), "legs": 4}, "or a dict with"),
+        ({"quaternion": [2, 3, 4, 5]}, "a dict of its arguments: quaternion, .*, the first 5 of which it needs"),
+        ({**asdict(CRAB), "joint_sign": 4}, "joint_signs, action_signs, n_entries, the first 5"),
+        ({**asdict(CRAB), "quaternion": (2.0, 3.0, 4.0, 5.0)}, "quaternion=.* must be 4 entries"),
+        ({**asdict(CRAB), "velocity": ("6", "7", "8")}, "velocity=.* must be 3 entries"),
+        ({**asdict(CRAB), "velocity": ((6, 7), 8, 9)}, "velocity=.* must be 3 entries"),
         ({**asdict(CRAB), "quaternion": (2, 3, 4)}, "quaternion=.* must be 4 entries"),
         ({**asdict(CRAB), "velocity": 6}, "velocity=6 must be 3 entries"),
         ({**asdict(CRAB), "joints": ((12,), (13, 14), (15,), (16,))}, "a list of whole numbers for each leg"),
@@ -359,7 +406,7 @@ def test_a_symmetry_is_a_name_or_arguments():
         (replace(CRAB, joints=((12,), (13,), (14,), (14,))), "entries of the observation must be different"),
         (replace(CRAB, velocity=(0, 1, 6)), "x and y come first"),
         (replace(CRAB, actions=((0,), (1,), (2,), (4,))), "each of the 4 entries of the action must be one leg's"),
-        ("ant", "x and y come first in a vector of 17"),
+        ("ant", "of 29 entries, these have 17"),
     ],
 )
 def test_what_is_no_symmetry_of_these_spaces(walks_to_the_east, symmetry, message):
@@ -371,20 +418,54 @@ def test_what_it_does_not_go_with(walks_to_the_east):
     demos = walks_to_the_east
     with pytest.raises(ValueError, match="subgoals have 3 entries: subgoal_entries=2"):
         make(demos, policy_kwargs={"subgoal_entries": 3})
-    lopsided = spaces.Box(np.float32([-1, -1, -1, -0.5]), 1, (4,), np.float32)
-    with pytest.raises(ValueError, match="an action and its negative must both be possible"):
-        make(replace(demos, actions=demos.actions.clip(-0.5, 1)).with_metadata(action_space=lopsided))
+    with pytest.raises(ValueError, match=r"symmetry are for HierarchicalPolicy, not .*WeightedCloningPolicy"):
+        AWAC("MlpPolicy", None, demos, policy_kwargs={"symmetry": CRAB}, device="cpu")
     with pytest.raises(ValueError, match=r"are no unit quaternions.*standardize_observations=True"):
         make(demos, dataset_kwargs={"transforms": ["standardize_observations"]})
     env = DummyVecEnv([Crab])
     model = make(demos, n_offline_steps=1).learn(1)
     with pytest.raises(ValueError, match=r"VecNormalize\(\.\.\., norm_obs=False\)"):
         make(demos, VecNormalize(env))
-    model.set_env(VecNormalize(env))
     with pytest.raises(ValueError, match=r"VecNormalize\(\.\.\., norm_obs=False\)"):
-        model.learn(2)
+        model.set_env(VecNormalize(env))
+    assert model.env is None
     model.set_env(VecNormalize(env, norm_obs=False))
     model.learn(30, reset_num_timesteps=False)
+
+
+def test_bounds_of_legs_that_are_alike_are_the_same():
+    observations = spaces.Box(-np.inf, np.inf, (17,))
+    # The third leg, the fourth entry, is the other way round
+    CRAB.check(observations, spaces.Box(np.float32([0, 0, 0, -1]), np.float32([1, 1, 1, 0])))
+    CRAB.check(observations, spaces.Box(-2, 2, (4,)))
+    for low, high in (([-1] * 4, [1, 1, 1, 0.5]), ([0] * 4, [1] * 4), ([-1, -0.5, -1, -1], [1, 0.5, 1, 1])):
+        with pytest.raises(ValueError, match="have the same bounds, the other way round"):
+            CRAB.check(observations, spaces.Box(np.float32(low), np.float32(high)))
+
+
+def test_ants_with_other_entries_are_refused():
+    with_forces = gym.make("Ant-v5", exclude_current_positions_from_observation=False)
+    with pytest.raises(ValueError, match=r"of 29 entries, these have 107.*include_cfrc_ext_in_observation=False"):
+        ANT.check(with_forces.observation_space, with_forces.action_space)
+
+
+def test_gymnasiums_ants_start_with_a_noisy_quaternion():
+    with_position = {"exclude_current_positions_from_observation": False, "include_cfrc_ext_in_observation": False}
+    env = gym.make("Ant-v5", **with_position)
+    rows = []
+    for seed in range(3):
+        obs, _ = env.reset(seed=seed)
+        norm = np.linalg.norm(obs[3:7])
+        rows.append(obs)
+        rows += [env.step(np.zeros(8))[0] for _ in range(5)]
+    frame = BodyFrame(ANT, 29)
+    frame.check_observations(np.array(rows))
+    assert abs(norm - 1) > 0.02
+    unit = obs.copy()
+    unit[3:7] /= norm
+    ways = as_tensor([[1, 0], [1, 0]])
+    inputs, _ = frame(as_tensor([obs, unit]), ways)
+    th.testing.assert_close(inputs[0], inputs[1])
 
 
 class Crab(gym.Env):

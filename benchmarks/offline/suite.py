@@ -105,20 +105,19 @@ FLAT = {
         ),
     ),
 }
-# Rows of hierarchies without a part of what configurations have, arguments of the policy. Where legs are not alike,
-# subgoals of one length did not help but on the medium maze
-NO_SYMMETRY = ", no symmetry"
+# Hierarchies as they were before symmetry was known: rows, and arguments of the policy that they lack
+BEFORE = ", before symmetry"
 WITHOUT = {
     "antmaze-umaze": {
-        NO_SYMMETRY: ("symmetry", "subgoal_quantile"),
-        f"{NO_SYMMETRY}, no memory": ("symmetry", "subgoal_quantile", "memory_radius"),
+        BEFORE: ("symmetry", "subgoal_quantile"),
+        f"{BEFORE}, no memory": ("symmetry", "subgoal_quantile", "memory_radius"),
     },
-    "antmaze-medium-diverse": {NO_SYMMETRY: ("symmetry", "memory_radius")},
+    "antmaze-medium-diverse": {BEFORE: ("symmetry", "memory_radius")},
 }
 # There a low level large enough to learn the data's noise, for long enough, gets ants out of standing: steps, arguments
 # of the policy, other changes
 LARGE = {"low_level_net_arch": [256, 256, 256]}
-NO_SYMMETRY_ON_MEDIUM: dict[str, tuple[int, dict[str, Any], tuple[str, ...]]] = {
+BEFORE_ON_MEDIUM: dict[str, tuple[int, dict[str, Any], tuple[str, ...]]] = {
     "AWAC": (40_000, LARGE, ()),
     "IQL": (40_000, {**LARGE, "subgoal_quantile": None}, ()),
     "ReBRAC": (20_000, LARGE, ("actor_bc_coef=0.15",)),
@@ -217,7 +216,7 @@ def plans() -> dict[str, Plan]:
                 found |= {f"{dataset}/{part}": plan(dataset, algo, "--set", change) for part, change in parts.items()}
             if entry(dataset, algo).get("policy") == "HierarchicalPolicy":
                 is_medium = dataset == "antmaze-medium-diverse"
-                steps, others, changes = NO_SYMMETRY_ON_MEDIUM[name] if is_medium else (None, {}, ())
+                steps, others, changes = BEFORE_ON_MEDIUM[name] if is_medium else (None, {}, ())
                 for row, names in WITHOUT[dataset].items():
                     arguments = ("--set", without(dataset, algo, names, others), *changes)
                     found[f"{dataset}/{name}{row}"] = plan(dataset, algo, *arguments, n_timesteps=steps)
@@ -234,8 +233,8 @@ def plans() -> dict[str, Plan]:
             noise = ("--action-noise", ACTION_NOISE[name]) if name in ACTION_NOISE else ()
             algo, arguments = ALGORITHMS[name], (*noise, "--set", *HALF_AN_UPDATE, *changes)
             found[f"{dataset}{ONLINE}/{name}"] = plan(dataset, algo, *arguments, is_online=True)
-            same = without(dataset, algo, WITHOUT[dataset][NO_SYMMETRY])
-            found[f"{dataset}{ONLINE}/{name}{NO_SYMMETRY}"] = plan(dataset, algo, *arguments, same, is_online=True)
+            same = without(dataset, algo, WITHOUT[dataset][BEFORE])
+            found[f"{dataset}{ONLINE}/{name}{BEFORE}"] = plan(dataset, algo, *arguments, same, is_online=True)
     return found
 
 

@@ -23,6 +23,7 @@ from sb3_ext.common.symmetry import N_POSITION, BodyFrame, RotationalSymmetry, a
 # Share of the data's subgoals, entry by entry, that lie within the limits of the high level's actions
 WITHIN_LIMITS = 0.999
 HIGH_LEVEL_ARGUMENTS = inspect.signature(EnsemblePolicy).parameters.keys()
+OWN_ARGUMENTS = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius", "symmetry"}
 
 
 class HierarchicalPolicy(BasePolicy):
@@ -191,8 +192,7 @@ class HierarchicalPolicy(BasePolicy):
             )
         unknown = sorted(of_high_level.keys() - HIGH_LEVEL_ARGUMENTS)
         if unknown:
-            own = {"subgoal_entries", "low_level_net_arch", "subgoal_quantile", "memory_radius", "symmetry"}
-            names = sorted(HIGH_LEVEL_ARGUMENTS | own)
+            names = sorted(HIGH_LEVEL_ARGUMENTS | OWN_ARGUMENTS)
             raise ValueError(f"HierarchicalPolicy has no arguments {unknown}, but {names}.")
 
     def _make_body(self, symmetry: Any) -> BodyFrame:

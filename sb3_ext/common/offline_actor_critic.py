@@ -7,6 +7,7 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize, unwrap_vec_normalize
 
 from sb3_ext.common.actors import GaussianActor, cloning_log_prob, set_deterministic
 from sb3_ext.common.buffers import Samples
@@ -144,12 +145,20 @@ class OfflineActorCritic(OfflineAlgorithm):
                 f"HierarchicalPolicy needs a buffer that goes n_steps={self.n_steps} by itself: leave "
                 f"replay_buffer_class={self.replay_buffer_class.__name__} out."
             )
-        normalize = self._vec_normalize_env
+        self._check_normalization(self._vec_normalize_env)
+
+    def _check_normalization(self, normalize: VecNormalize | None) -> None:
         if self.policy_kwargs.get("symmetry") is not None and normalize is not None and normalize.norm_obs:
             raise ValueError(
                 "symmetry turns quaternions, and VecNormalize changes them: VecNormalize(..., norm_obs=False), and "
                 "standardize_observations=True instead."
             )
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As :meth:`OfflineAlgorithm.set_env`."""
+        if isinstance(env, VecEnv):
+            self._check_normalization(unwrap_vec_normalize(env))
+        super().set_env(env, force_reset)
 
     def _attach(self, dataset: Dataset) -> None:
         if self._is_hierarchical and self.policy.body is not None:

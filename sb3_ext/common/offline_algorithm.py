@@ -23,7 +23,7 @@ from stable_baselines3.her import HerReplayBuffer
 from sb3_ext.common.actions import action_size, encode_actions
 from sb3_ext.common.buffers import Samples
 from sb3_ext.common.dataset_mixin import DatasetMixin
-from sb3_ext.common.hierarchical_policy import HierarchicalPolicy
+from sb3_ext.common.hierarchical_policy import OWN_ARGUMENTS, HierarchicalPolicy
 from sb3_ext.common.off_policy import Metrics, map_samples, unstack
 from sb3_ext.common.schedules import as_schedule, is_whole
 from sb3_ext.common.signatures import joint_signature
@@ -259,6 +259,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             name = type(self).__name__
             fix = f"its own is policy='HierarchicalPolicy', not {self.policy_class}" if own else "all but BC have one"
             raise ValueError(f"{name} does not learn with that HierarchicalPolicy: {fix}.")
+        if not self._is_hierarchical and (others := sorted(OWN_ARGUMENTS & self.policy_kwargs.keys())):
+            raise ValueError(f"policy_kwargs: {', '.join(others)} are for HierarchicalPolicy, not {self.policy_class}.")
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """

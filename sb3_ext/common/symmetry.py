@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ Entries = tuple[int, ...]
 
 # x and y
 N_POSITION = 2
-# Of quaternions from 1, in data with rounding errors
+# Of quaternions from 1, half of them: Gymnasium's Ant starts episodes with a noisy one
 NORM_TOLERANCE = 0.05
 
 
@@ -33,6 +33,8 @@ class RotationalSymmetry:
     :param actions: Entries of the action, likewise.
     :param joint_signs: 1, or -1 for a joint that is mounted the other way round; all 1 if None.
     :param action_signs: Likewise.
+    :param n_entries: Of the observation, where others do not fit; None takes further ones for the same in all frames.
+    :raises ValueError: these are no whole numbers, not as many as there ought to be, or of different numbers of legs.
     """
 
     quaternion: Entries
@@ -42,13 +44,16 @@ class RotationalSymmetry:
     actions: tuple[Entries, ...]
     joint_signs: tuple[Entries, ...] | None = None
     action_signs: tuple[Entries, ...] | None = None
+    n_entries: int | None = None
 
     def __post_init__(self) -> None:
         for name, length in (("quaternion", 4), ("velocity", 3), ("angular_velocity", 3)):
-            entries = getattr(self, name)
-            if np.shape(entries) != (length,):
-                raise ValueError(f"symmetry: {name}={entries!r} must be {length} entries of the observation.")
-            object.__setattr__(self, name, tuple(entries))
+            entries = _whole_numbers(getattr(self, name))
+            if entries.shape != (length,):
+                raise ValueError(
+                    f"symmetry: {name}={getattr(self, name)!r} must be {length} entries of the observation."
+                )
+            object.__setattr__(self, name, tuple(entries.tolist()))
         for name, of in (("joints", "joint_signs"), ("actions", "action_signs")):
             legs, signs = _table(name, getattr(self, name)), getattr(self, of)
             signs = np.ones_like(legs) if signs is None else _table(of, signs)
@@ -66,9 +71,16 @@ class RotationalSymmetry:
 
     def check(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         """
-        :raises ValueError: spaces have other entries, or bounds of actions differ between directions
+        :param observation_space: vectors
+        :param action_space: vectors
+        :raises ValueError: spaces have other entries, or bounds of actions differ between legs
         """
         n_entries, n_actions = spaces.flatdim(observation_space), spaces.flatdim(action_space)
+        if self.n_entries not in (None, n_entries):
+            raise ValueError(
+                f"symmetry: it is of observations of {self.n_entries} entries, these have {n_entries}. Gymnasium's Ant "
+                "has 29 with exclude_current_positions_from_observation=False, include_cfrc_ext_in_observation=False."
+            )
         observed, acted = list(self.observed), sorted(i for leg in self.actions for i in leg)
         if len(set(observed)) < len(observed) or min(observed) < N_POSITION or max(observed) >= n_entries:
             raise ValueError(
@@ -78,16 +90,29 @@ class RotationalSymmetry:
         if acted != list(range(n_actions)):
             raise ValueError(f"symmetry: each of the {n_actions} entries of the action must be one leg's, not {acted}.")
         assert isinstance(action_space, spaces.Box)
-        if not np.allclose(action_space.low, -action_space.high):
-            raise ValueError(f"symmetry: an action and its negative must both be possible, unlike in {action_space}.")
+        legs = np.array(self.actions)
+        low, high = action_space.low.reshape(-1)[legs], action_space.high.reshape(-1)[legs]
+        is_mirrored = np.array(self.action_signs) < 0
+        for bounds in (np.where(is_mirrored, -high, low), np.where(is_mirrored, -low, high)):
+            if not np.allclose(bounds, bounds[0]):
+                raise ValueError(
+                    "symmetry: actions of legs that are alike have the same bounds, the other way round where "
+                    f"action_signs are -1, unlike in {action_space}."
+                )
+
+
+def _whole_numbers(values: Any) -> np.ndarray:
+    """As an array; empty where they are none."""
+    try:
+        array = np.array(values)
+    except ValueError:  # rows of several lengths
+        return np.zeros(0, int)
+    return array if np.issubdtype(array.dtype, np.integer) else np.zeros(0, int)
 
 
 def _table(name: str, rows: Any) -> np.ndarray:
-    try:
-        table = np.array(rows)
-    except ValueError:  # rows of several lengths
-        table = np.zeros(0)
-    if table.ndim != 2 or not np.issubdtype(table.dtype, np.integer):
+    table = _whole_numbers(rows)
+    if table.ndim != 2:
         raise ValueError(f"symmetry: {name}={rows!r} must be a list of whole numbers for each leg, as many for each.")
     return table
 
@@ -101,6 +126,7 @@ ANT = RotationalSymmetry(
     actions=((2, 3), (4, 5), (6, 7), (0, 1)),
     joint_signs=((1, 1, 1, 1), (1, -1, 1, -1), (1, -1, 1, -1), (1, 1, 1, 1)),
     action_signs=((1, 1), (1, -1), (1, -1), (1, 1)),
+    n_entries=29,
 )
 SYMMETRIES = {"ant": ANT}
 
@@ -114,11 +140,13 @@ def as_symmetry(value: Any) -> RotationalSymmetry:
         return value
     if isinstance(value, str) and value in SYMMETRIES:
         return SYMMETRIES[value]
-    names = [field.name for field in fields(RotationalSymmetry)]
-    required = names[:-2]
-    if not isinstance(value, Mapping) or not set(required) <= value.keys() <= set(names):
+    arguments = {field.name: field.default is MISSING for field in fields(RotationalSymmetry)}
+    required = {name for name, is_required in arguments.items() if is_required}
+    if not isinstance(value, Mapping) or not required <= value.keys() <= arguments.keys():
+        required_first = sorted(arguments, key=lambda name: name not in required)
         raise ValueError(
-            f"symmetry={value!r} must be one of {list(SYMMETRIES)}, a RotationalSymmetry, or a dict with {required}."
+            f"symmetry={value!r} must be one of {list(SYMMETRIES)}, a RotationalSymmetry, or a dict of its arguments: "
+            f"{', '.join(required_first)}, the first {len(required)} of which it needs."
         )
     return RotationalSymmetry(**value)
 
@@ -187,7 +215,7 @@ class BodyFrame(nn.Module):
         :raises ValueError: they are no raw ones of such a robot
         """
         norms = np.linalg.norm(observations[:, self.symmetry.quaternion], axis=1)
-        if len(norms) and np.abs(norms - 1).max() > NORM_TOLERANCE:
+        if np.median(np.abs(norms - 1)) > NORM_TOLERANCE:
             raise ValueError(
                 f"symmetry: entries {self.symmetry.quaternion} of the data's observations are no unit quaternions, "
                 f"with norms of {norms.min():.3g} to {norms.max():.3g}. Pass observations as the environment has them "
@@ -197,7 +225,7 @@ class BodyFrame(nn.Module):
     def take_statistics(self, observations: th.Tensor, ways: th.Tensor) -> None:
         """
         :param observations: raw, ``(n, obs_dim)``
-        :param ways: where the robot went from there, ``(n, 2)``
+        :param ways: where the robot went from there, in the units of x and y, ``(n, 2)``
         """
         # By how far it went, since one that stands heads for nowhere
         angles = self.n_legs * (_angle(ways) - self._yaw(observations))
@@ -210,7 +238,7 @@ class BodyFrame(nn.Module):
     def forward(self, observations: th.Tensor, ways: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """
         :param observations: raw, ``(..., obs_dim)``
-        :param ways: where the robot is to go from there, in the world, ``(..., 2)``
+        :param ways: where the robot is to go from there, along the world's axes in the units of x and y, ``(..., 2)``
         :return: what it sees, standardised, ``(..., n_inputs)``, and by how many legs its frame is turned, ``(...,)``
         """
         inputs, turns = self._seen(observations, ways)
@@ -222,15 +250,9 @@ class BodyFrame(nn.Module):
         turns = ((_angle(ways) - yaw - self.heading) / per_turn).round().long() % self.n_legs
         turned = turns * per_turn
         joints = observations.gather(-1, self.turned_joints[turns]) * self.joint_signs[turns]
-        inputs = [
-            observations[..., self.others],
-            _rotated(self._up(observations), -turned),
-            joints,
-            _rotated(observations[..., self.velocity], -yaw - turned),
-            _rotated(observations[..., self.angular_velocity], -turned),
-            _rotated(ways, -yaw - turned),
-        ]
-        return th.cat(inputs, dim=-1), turns
+        of_body = _rotated(-turned, self._up(observations), observations[..., self.angular_velocity])
+        of_world = _rotated(-yaw - turned, observations[..., self.velocity], ways)
+        return th.cat([observations[..., self.others], joints, *of_body, *of_world], dim=-1), turns
 
     def turn_actions(self, actions: th.Tensor, turns: th.Tensor) -> th.Tensor:
         """
@@ -251,7 +273,8 @@ class BodyFrame(nn.Module):
 
     def _up(self, observations: th.Tensor) -> th.Tensor:
         """The world's vertical axis along the robot's, ``(..., obs_dim) -> (..., 3)``."""
-        w, x, y, z = observations[..., self.quaternion].unbind(dim=-1)
+        quaternions = nn.functional.normalize(observations[..., self.quaternion], dim=-1)
+        w, x, y, z = quaternions.unbind(dim=-1)
         return th.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], dim=-1)
 
 
@@ -260,8 +283,10 @@ def _angle(vectors: th.Tensor) -> th.Tensor:
     return th.atan2(vectors[..., 1], vectors[..., 0])
 
 
-def _rotated(vectors: th.Tensor, angle: th.Tensor) -> th.Tensor:
-    """About the vertical axis; what comes after x and y stays, ``(..., n) -> (..., n)``."""
-    (x, y), (cos, sin) = vectors[..., :2].unbind(dim=-1), (angle.cos(), angle.sin())
-    turned = th.stack([cos * x - sin * y, sin * x + cos * y], dim=-1)
-    return th.cat([turned, vectors[..., 2:]], dim=-1)
+def _rotated(angle: th.Tensor, *vectors: th.Tensor) -> list[th.Tensor]:
+    """About the vertical axis; what comes after x and y stays, ``(..., n) -> (..., n)`` for each."""
+    cos, sin = angle.cos(), angle.sin()
+    return [
+        th.cat([th.stack([cos * x - sin * y, sin * x + cos * y], dim=-1), others], dim=-1)
+        for x, y, others in ((v[..., 0], v[..., 1], v[..., 2:]) for v in vectors)
+    ]
