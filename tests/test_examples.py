@@ -9,7 +9,10 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from line_envs import shared_file
+
+import rl_zoo_configs
 
 ROOT = Path(__file__).parents[1]
 TINY = ["bc_pretrain_steps=20", "utd_ratio=1", "n_critics=2", "demos=scripted:1"]
@@ -73,10 +76,32 @@ def test_hierarchies_of_the_offline_page_run(tmp_path):
     for code in examples:
         (name,) = re.findall(r'dataset="(antmaze-.*)\.hdf5"', code)
         (tmp_path / f"{name}.hdf5").symlink_to(shared_file(name))
-        small = code.replace("learn(20_000)", "learn(4)")
+        small = re.sub(r"learn\(.0_000\)", "learn(4)", code)
         assert small != code
         (tmp_path / "hierarchy.py").write_text(small)
         run(tmp_path, "hierarchy.py")
+
+
+class Recorded:
+    """In the place of a model: what a recipe calls it with."""
+
+    def __init__(self, policy, env, **kwargs):
+        self.settings = {"policy": policy, **kwargs}
+
+    def learn(self, total_timesteps):
+        self.settings["n_timesteps"] = total_timesteps
+
+
+def test_hierarchies_of_the_offline_page_are_as_configured():
+    recipes = [code for code in blocks("docs/offline.md", "python") if "HierarchicalPolicy" in code]
+    for code, env_id in zip(recipes, ("AntMazeFlat/UMaze-v4", "AntMazeFlat/Medium-v4"), strict=True):
+        (name,) = re.findall(r"from sb3_ext import (\w+)", code)
+        variables = {name: Recorded}
+        exec(re.sub(r"from sb3_ext import .*", "", code), variables)
+        configured = yaml.safe_load(rl_zoo_configs.config_path(name.lower()).read_text())[env_id]
+        del variables["model"].settings["dataset"], configured["dataset"]
+        default = {"tau": 0.005}
+        assert default | variables["model"].settings == default | configured
 
 
 def test_training_environment_of_the_offline_page_runs(tmp_path):
