@@ -104,6 +104,20 @@ def test_hierarchies_of_the_offline_page_are_as_configured():
         assert default | variables["model"].settings == default | configured
 
 
+def test_symmetry_of_the_offline_page_is_the_ants(tmp_path):
+    (code,) = [code for code in blocks("docs/offline.md", "python") if "RotationalSymmetry" in code]
+    (tmp_path / "symmetry.py").write_text(f"{code}\nfrom sb3_ext.common.symmetry import ANT\n")
+    with (tmp_path / "symmetry.py").open("a") as file:
+        file.write("from dataclasses import replace\nassert replace(ANT, n_entries=None) == ant\n")
+    run(tmp_path, "symmetry.py")
+    # Which would not pass with other signs
+    wrong = code.replace("action_signs=((1, 1), (1, -1)", "action_signs=((1, 1), (1, 1)")
+    assert wrong != code
+    (tmp_path / "wrong.py").write_text(wrong)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        run(tmp_path, "wrong.py")
+
+
 def test_training_environment_of_the_offline_page_runs(tmp_path):
     (code,) = [code for code in blocks("docs/offline.md", "python") if "truncates=True" in code]
     (tmp_path / "antmaze-umaze.hdf5").symlink_to(shared_file("antmaze-umaze"))

@@ -12,7 +12,7 @@ import yaml
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_ext import AWAC, IQL, CalQL, ReBRAC
+from sb3_ext import AWAC, BC, IQL, CalQL, ReBRAC
 from sb3_ext.awac import HierarchicalPolicy
 from sb3_ext.common.symmetry import ANT, BodyFrame, RotationalSymmetry, as_symmetry
 from sb3_ext.datasets import load
@@ -153,6 +153,18 @@ def test_a_frame_is_the_same_in_all_directions(symmetry, n_entries, n_actions):
         its, its_turns = frame(as_tensor(elsewhere), as_tensor(ways @ rotation(angle).T))
         th.testing.assert_close(its, inputs, rtol=1e-4, atol=1e-4)
         assert (its_turns == turns).all()
+
+
+@pytest.mark.parametrize(
+    ("symmetry", "n_entries", "n_actions"), [(ANT, 29, 8), (CRAB, 17, 4), (HEXAPOD, 25, 6), (HUMANOID, 17, 2)]
+)
+def test_users_can_relabel_too(symmetry, n_entries, n_actions):
+    (obs,), (action,), _ = draw(symmetry, n_entries, n_actions, 1)
+    for turns in range(-1, len(symmetry.joints) + 1):
+        seen, acted = symmetry.relabel(obs, action, turns)
+        expected_obs, expected_action = relabelled(obs, action, symmetry, turns)
+        np.testing.assert_allclose(seen, expected_obs)
+        np.testing.assert_allclose(acted, expected_action)
 
 
 def test_a_frame_by_hand():
@@ -390,8 +402,8 @@ def test_a_symmetry_is_a_name_or_arguments():
     [
         ("dog", r"symmetry='dog' must be one of \['ant'\]"),
         (3, "symmetry=3 must be one of"),
-        ({"quaternion": [2, 3, 4, 5]}, "a dict of its arguments: quaternion, .*, the first 5 of which it needs"),
-        ({**asdict(CRAB), "joint_sign": 4}, "joint_signs, action_signs, n_entries, the first 5"),
+        ({"quaternion": [2, 3, 4, 5]}, r"lacks \['actions', 'angular_velocity', 'joints', 'velocity'\]"),
+        ({**asdict(CRAB), "joint_sign": 4}, r"has unknown \['joint_sign'\]: its arguments are .*'joint_signs'"),
         ({**asdict(CRAB), "quaternion": (2.0, 3.0, 4.0, 5.0)}, "quaternion=.* must be 4 entries"),
         ({**asdict(CRAB), "velocity": ("6", "7", "8")}, "velocity=.* must be 3 entries"),
         ({**asdict(CRAB), "velocity": ((6, 7), 8, 9)}, "velocity=.* must be 3 entries"),
@@ -418,8 +430,10 @@ def test_what_it_does_not_go_with(walks_to_the_east):
     demos = walks_to_the_east
     with pytest.raises(ValueError, match="subgoals have 3 entries: subgoal_entries=2"):
         make(demos, policy_kwargs={"subgoal_entries": 3})
-    with pytest.raises(ValueError, match=r"symmetry are for HierarchicalPolicy, not .*WeightedCloningPolicy"):
+    with pytest.raises(ValueError, match="HierarchicalPolicy, symmetry: policy='HierarchicalPolicy'"):
         AWAC("MlpPolicy", None, demos, policy_kwargs={"symmetry": CRAB}, device="cpu")
+    with pytest.raises(ValueError, match="HierarchicalPolicy, symmetry: all offline algorithms but BC have one"):
+        BC("MlpPolicy", None, demos, policy_kwargs={"symmetry": CRAB}, device="cpu")
     with pytest.raises(ValueError, match=r"are no unit quaternions.*standardize_observations=True"):
         make(demos, dataset_kwargs={"transforms": ["standardize_observations"]})
     env = DummyVecEnv([Crab])

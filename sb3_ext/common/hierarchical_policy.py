@@ -234,7 +234,7 @@ class HierarchicalPolicy(BasePolicy):
         if self.memory is not None:
             self.memory.take_sizes(lengths.median() if self.subgoal_quantile is None else self.subgoal_length, n_steps)
         if self.body is not None:
-            self.body.take_statistics(obs.float(), self._in_metres(self.subgoals(ways)))
+            self.body.take_statistics(obs.float(), self.in_metres(self.subgoals(ways)))
 
     def subgoals(self, ways: th.Tensor) -> th.Tensor:
         """Actions of the high level that ask for differences, ``(..., subgoal_entries)``; 1 is the farthest."""
@@ -265,7 +265,7 @@ class HierarchicalPolicy(BasePolicy):
         """
         if self.body is None:
             return self.low_level(th.cat([features, subgoals], dim=-1), deterministic)
-        inputs, turns = self.body(obs.float(), self._in_metres(subgoals))
+        inputs, turns = self.body(obs.float(), self.in_metres(subgoals))
         return self.body.turn_actions(self.low_level(inputs, deterministic), -turns)
 
     def low_level_examples(
@@ -280,11 +280,11 @@ class HierarchicalPolicy(BasePolicy):
         """
         if self.body is None:
             return th.cat([features, subgoals], dim=-1), actions
-        inputs, turns = self.body(obs.float(), self._in_metres(subgoals))
+        inputs, turns = self.body(obs.float(), self.in_metres(subgoals))
         return inputs, self.body.turn_actions(actions, turns)
 
-    def _in_metres(self, subgoals: th.Tensor) -> th.Tensor:
-        """Or whatever x and y are in, ``(..., subgoal_entries) -> (..., subgoal_entries)``."""
+    def in_metres(self, subgoals: th.Tensor) -> th.Tensor:
+        """Differences that subgoals ask for, or whatever x and y are in, ``(..., subgoal_entries)`` both."""
         ways = subgoals * self.subgoal_scale
         if isinstance(self.features_extractor, StandardizingExtractor):
             ways = ways / self.features_extractor.scale[: self.subgoal_entries]

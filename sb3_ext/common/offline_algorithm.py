@@ -260,7 +260,8 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
             fix = f"its own is policy='HierarchicalPolicy', not {self.policy_class}" if own else "all but BC have one"
             raise ValueError(f"{name} does not learn with that HierarchicalPolicy: {fix}.")
         if not self._is_hierarchical and (others := sorted(OWN_ARGUMENTS & self.policy_kwargs.keys())):
-            raise ValueError(f"policy_kwargs: {', '.join(others)} are for HierarchicalPolicy, not {self.policy_class}.")
+            fix = "policy='HierarchicalPolicy'" if own else f"all offline algorithms but {type(self).__name__} have one"
+            raise ValueError(f"policy_kwargs has arguments of a HierarchicalPolicy, {', '.join(others)}: {fix}.")
 
     def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
         """

@@ -69,6 +69,27 @@ class RotationalSymmetry:
         """All entries of the observation that it names."""
         return (*self.quaternion, *self.velocity, *self.angular_velocity, *(i for leg in self.joints for i in leg))
 
+    def relabel(self, observation: np.ndarray, action: np.ndarray, turns: int) -> tuple[np.ndarray, np.ndarray]:
+        """
+        The same robot in the same state, with another leg as the first. A simulator that starts from there must come to
+        the same, relabelled: that tells whether entries, the order of legs and signs are right.
+
+        :param observation: ``(obs_dim,)``
+        :param action: ``(action_dim,)``
+        :param turns: how many legs further the first one is
+        :return: both, of the same shapes
+        """
+        seen, acted = np.array(observation, float), np.array(action, float)
+        angle = 2 * np.pi * turns / len(self.joints)
+        (w, x, y, z), (cos, sin) = seen[list(self.quaternion)], (np.cos(angle / 2), np.sin(angle / 2))
+        seen[list(self.quaternion)] = w * cos - z * sin, x * cos + y * sin, y * cos - x * sin, z * cos + w * sin
+        (x, y, _), (cos, sin) = seen[list(self.angular_velocity)], (np.cos(angle), np.sin(angle))
+        seen[list(self.angular_velocity[:2])] = cos * x + sin * y, cos * y - sin * x
+        for entries, legs, signs in ((seen, self.joints, self.joint_signs), (acted, self.actions, self.action_signs)):
+            of_legs = entries[np.array(legs)] * np.array(signs)
+            entries[np.array(legs)] = np.roll(of_legs, -turns, axis=0) * np.array(signs)
+        return seen, acted
+
     def check(self, observation_space: spaces.Space, action_space: spaces.Space) -> None:
         """
         :param observation_space: vectors
@@ -140,14 +161,15 @@ def as_symmetry(value: Any) -> RotationalSymmetry:
         return value
     if isinstance(value, str) and value in SYMMETRIES:
         return SYMMETRIES[value]
-    arguments = {field.name: field.default is MISSING for field in fields(RotationalSymmetry)}
-    required = {name for name, is_required in arguments.items() if is_required}
-    if not isinstance(value, Mapping) or not required <= value.keys() <= arguments.keys():
-        required_first = sorted(arguments, key=lambda name: name not in required)
+    if not isinstance(value, Mapping):
         raise ValueError(
-            f"symmetry={value!r} must be one of {list(SYMMETRIES)}, a RotationalSymmetry, or a dict of its arguments: "
-            f"{', '.join(required_first)}, the first {len(required)} of which it needs."
+            f"symmetry={value!r} must be one of {list(SYMMETRIES)}, a RotationalSymmetry or a dict of its arguments."
         )
+    arguments = [field.name for field in fields(RotationalSymmetry)]
+    required = {field.name for field in fields(RotationalSymmetry) if field.default is MISSING}
+    missing, unknown = sorted(required - value.keys()), sorted(value.keys() - set(arguments))
+    if missing or unknown:
+        raise ValueError(f"symmetry lacks {missing} and has unknown {unknown}: its arguments are {arguments}.")
     return RotationalSymmetry(**value)
 
 
