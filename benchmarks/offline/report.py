@@ -174,7 +174,7 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
             style: Any = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
             style = next((style for row, style in PARTIAL.items() if algorithm.endswith(row)), style)
             label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
-            axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, label=label)
+            axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, marker=".", label=label)
             axis.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=color, alpha=0.12, linewidth=0)
         if dataset in n_offline:
             axis.axvline(n_offline[dataset] / 1000, color="black", linewidth=0.8)
