@@ -64,24 +64,14 @@ def relabelled(obs, action, symmetry, turns):
     seen[list(symmetry.quaternion)] = quaternion_product(obs[list(symmetry.quaternion)], about_z(angle))
     spin = list(symmetry.angular_velocity)
     seen[spin[:2]] = rotation(-angle) @ obs[spin[:2]]
-    for leg in range(n):
-        other = (leg + turns) % n
-        for mine, its, sign, signs in zip(
-            symmetry.joints[leg],
-            symmetry.joints[other],
-            symmetry.joint_signs[leg],
-            symmetry.joint_signs[other],
-            strict=True,
-        ):
-            seen[mine] = obs[its] * sign * signs
-        for mine, its, sign, signs in zip(
-            symmetry.actions[leg],
-            symmetry.actions[other],
-            symmetry.action_signs[leg],
-            symmetry.action_signs[other],
-            strict=True,
-        ):
-            acted[mine] = action[its] * sign * signs
+    for old, new, legs, signs in (
+        (obs, seen, symmetry.joints, symmetry.joint_signs),
+        (action, acted, symmetry.actions, symmetry.action_signs),
+    ):
+        for leg in range(n):
+            other = (leg + turns) % n
+            for mine, its, sign, its_sign in zip(legs[leg], legs[other], signs[leg], signs[other], strict=True):
+                new[mine] = old[its] * sign * its_sign
     return seen, acted
 
 
