@@ -91,9 +91,9 @@ def test_half_a_line_is_no_row(script, tmp_path):
 def test_suite_runs_what_has_no_whole_csv(script, tmp_path):
     suite = script("suite")
     every = suite.to_do([0, 1, 2], [], tmp_path)
-    # Six of ours and two of d3rlpy's on three datasets, one more cloned part, one in bf16, eight
-    # without a hierarchy, twelve of hierarchies without a part, four and four without it online, three seeds
-    assert len(every) == len(set(every)) == 3 * (3 * 8 + 2 + 8 + 12 + 8 + 1)
+    # Six of ours and two of d3rlpy's on three datasets, four of its with our temperature, one more cloned part, one in
+    # bf16, eight without a hierarchy, twelve of hierarchies without a part, eight online, half without it; three seeds
+    assert len(every) == len(set(every)) == 3 * (3 * 8 + 4 + 2 + 8 + 12 + 8 + 1)
     name = "antmaze-umaze/ReBRAC"
     total = suite.plans()[name].total
     write_run(tmp_path / name / "seed0.csv", [10, 20], steps=[1, total])

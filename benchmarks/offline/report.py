@@ -17,9 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, RESULTS, WITHOUT, plans
+from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, PEER, RESULTS, WITHOUT, plans
 
-PEER = "d3rlpy "
 # Of rows without a part of what configurations have: dashes and dots, more of them the more is missing
 PARTIAL = {row: (0, (6, 2) + (1, 2) * (1 + len(names))) for rows in WITHOUT.values() for row, names in rows.items()}
 HEADER = """\
@@ -171,7 +170,8 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
             runs = finished(runs)
             steps, scores = runs[0].steps / 1000, np.stack([run.scores for run in runs])
             color = f"C{families.index(algorithm.removeprefix(PEER).split(',')[0])}"
-            style: Any = "--" if algorithm.startswith(PEER) else ":" if "," in algorithm else "-"
+            is_peer, is_variant = algorithm.startswith(PEER), "," in algorithm
+            style: Any = {(True, False): "--", (True, True): "-.", (False, True): ":"}.get((is_peer, is_variant), "-")
             style = next((style for row, style in PARTIAL.items() if algorithm.endswith(row)), style)
             label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
             axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, marker=".", label=label)

@@ -142,7 +142,16 @@ ONLINE_ALGORITHMS = {
 }
 # IQL collects by its mean, Cal-QL by its own noise
 ACTION_NOISE = {"AWAC": "0.1", "ReBRAC": "0.1"}
-PEERS = {"d3rlpy AWAC": "awac", "d3rlpy IQL": "iql"}
+PEER = "d3rlpy "
+PEERS = {"AWAC": "awac", "IQL": "iql"}
+# Its defaults are for rewards of another size: temperature and expectile that ours have without a hierarchy
+OUR_TEMPERATURE = ", our temperature"
+TEMPERATURES = {
+    "antmaze-umaze/AWAC": ("lam=10.0",),
+    "antmaze-umaze/IQL": ("weight_temp=0.1", "expectile=0.8"),
+    "hopper-mixed/AWAC": ("lam=10.0",),
+    "hopper-mixed/IQL": ("weight_temp=0.1", "expectile=0.7"),
+}
 # Whether products of less precision learn as well is seen on one curve
 IN_BF16 = "hopper-mixed/IQL"
 # Cloning of a part of the data alone
@@ -227,7 +236,10 @@ def plans() -> dict[str, Plan]:
             if f"{dataset}/{name}" == IN_BF16:
                 found[f"{IN_BF16}, bf16"] = plan(dataset, algo, "--set", "matmul_precision=bf16")
         for name, algo in PEERS.items():
-            found[f"{dataset}/{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
+            found[f"{dataset}/{PEER}{name}"] = plan(dataset, algo, script="peer_d3rlpy.py")
+            if changes := TEMPERATURES.get(f"{dataset}/{name}"):
+                warmer = plan(dataset, algo, "--set", *changes, script="peer_d3rlpy.py")
+                found[f"{dataset}/{PEER}{name}{OUR_TEMPERATURE}"] = warmer
     for dataset in ONLINE_LENGTHS:
         for name, changes in ONLINE_ALGORITHMS.items():
             noise = ("--action-noise", ACTION_NOISE[name]) if name in ACTION_NOISE else ()
@@ -286,7 +298,7 @@ def command(name: str, seed: int, args: argparse.Namespace) -> list[str]:
 
 
 def name_is_peer(name: str) -> bool:
-    return name.rsplit("/", 1)[1] in PEERS
+    return name.rsplit("/", 1)[1].startswith(PEER)
 
 
 def main() -> None:
