@@ -168,6 +168,7 @@ def both(observations):
         (both(np.zeros((6, 3))), BOX, ACTIONS, r"observations have the shape \(3,\), .*'s \(2,\)"),
         ({"actions": np.ones((6, 1))}, BOX, ACTIONS, r"actions have the shape \(1,\), .*'s \(2,\)"),
         ({}, BOX, spaces.Discrete(3), r"actions have the shape \(2,\), the environment's \(\)"),
+        ({"actions": np.ones((6, 1), np.int64)}, BOX, spaces.Discrete(3), r"actions .*Leave the last axis out"),
         ({"actions": np.ones(6)}, BOX, spaces.Discrete(3), "actions have the dtype float32, the environment's int64"),
         ({}, spaces.Box(0, 255, (2,), np.uint8), ACTIONS, "observations have the dtype float32, .*'s uint8"),
         ({}, DICT, ACTIONS, r"observations have the keys None, the environment's have \['a', 'b'\]"),

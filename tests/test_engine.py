@@ -229,6 +229,14 @@ def test_recording_puts_the_state_back_and_takes_weights_as_inputs():
     assert recording.run([x])[0].item() == 0.0
 
 
+def test_discrete_observations_are_recorded():
+    one_hot = th.nn.functional.one_hot
+    recording = Recording(lambda x: [one_hot(x, num_classes=3)], [th.tensor([2, 0])], [])
+    other = th.tensor([0, 1])
+    (result,) = recording.run([other])
+    th.testing.assert_close(result, one_hot(other, num_classes=3))
+
+
 def test_trees():
     batch = make().replay_buffer.sample(4)
     tree = (batch, None, {"a": th.ones(2)})

@@ -57,7 +57,7 @@ def test_python_of_the_readme_runs(tmp_path):
 
 
 def test_python_of_the_offline_page_runs(tmp_path):
-    offline, _, online = blocks("docs/offline.md", "python")[:3]
+    offline, _, online, own_data = blocks("docs/offline.md", "python")[:4]
     (tmp_path / "offline.py").write_text(offline.replace("2_000", "20"))
     run(tmp_path, "offline.py")
     assert (tmp_path / "iql.zip").exists()
@@ -65,6 +65,15 @@ def test_python_of_the_offline_page_runs(tmp_path):
     assert "learn(40)" in small
     (tmp_path / "online.py").write_text(small)
     run(tmp_path, "online.py")
+    small = own_data.replace("range(20)", "range(2)").replace("2_000", "20")
+    assert "range(2)" in small and "learn(20)" in small
+    (tmp_path / "own_data.py").write_text(small)
+    run(tmp_path, "own_data.py")
+    (config,) = blocks("docs/offline.md", "yaml")
+    (tmp_path / "pendulum.yml").write_text(config.replace("2000", "20"))
+    arguments = ["--algo", "awac", "--env", "Pendulum-v1", "--conf-file", "pendulum.yml", "--eval-freq", -1]
+    run(tmp_path, "-m", "sb3_ext", "train", *arguments)
+    assert (tmp_path / "logs/awac/Pendulum-v1_1/Pendulum-v1.zip").exists()
 
 
 def test_hierarchies_of_the_offline_page_run(tmp_path):

@@ -12,7 +12,14 @@ import torch as th
 from algo_checks import CHECKS, assert_same_parameters, learn_and_capture, parameters
 from gymnasium import spaces
 from rl_zoo3.callbacks import RawStatisticsCallback
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback, StopTrainingOnMaxEpisodes
+from stable_baselines3.common.buffers import NStepReplayBuffer
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    ProgressBarCallback,
+    StopTrainingOnMaxEpisodes,
+)
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -395,8 +402,65 @@ def test_environment_that_comes_later_may_have_other_bounds_and_floats(dtype, de
     loaded = AWAC.load(tmp_path / "model", dataset=unbounded, device="cpu")
     loaded.set_env(gym.wrappers.TransformObservation(reach_env(), lambda obs: obs.astype(dtype), space))
     loaded.learn(10, reset_num_timesteps=False)
-    with pytest.raises(ValueError, match="Observation spaces do not match"):
-        model.set_env(gym.make("MountainCarContinuous-v0"))
+    # Loaded with environments, which may be others; those of evaluation are wrapped alike
+    env, eval_env = (
+        VecNormalize(
+            make_vec_env(
+                lambda: gym.wrappers.TransformObservation(reach_env(), lambda obs: obs.astype(dtype), space), n_envs=n
+            ),
+            norm_reward=False,
+        )
+        for n in (2, 1)
+    )
+    loaded = AWAC.load(tmp_path / "model", env=env, dataset=unbounded, device="cpu")
+    loaded.learn(20, EvalCallback(eval_env, eval_freq=5, n_eval_episodes=1), reset_num_timesteps=False)
+    assert loaded.replay_buffer.n_envs == 2 and loaded.replay_buffer.size() == 10
+    for load_or_set in (model.set_env, lambda env: AWAC.load(tmp_path / "model", env=env, device="cpu")):
+        with pytest.raises(ValueError, match="Observation spaces do not match"):
+            load_or_set(gym.make("MountainCarContinuous-v0"))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_updates_by_hand_take_the_dataset_where_nothing_is_collected(algorithm, demos):
+    by_hand = make(algorithm, demos)
+    by_hand.train(gradient_steps=5, batch_size=16)
+    assert by_hand._n_updates == 5
+    assert_same_parameters(by_hand, make(algorithm, demos).learn(5))
+
+
+def test_one_step_returns_of_an_n_step_buffer_are_mixed(demos):
+    kwargs = {"replay_buffer_class": NStepReplayBuffer, "replay_buffer_kwargs": {"n_steps": 1, "gamma": 0.9}}
+    model = make(AWAC, demos, make_vec_env(reach_env), n_offline_steps=5, gamma=0.9, **kwargs).learn(40)
+    batch = model._sample_mixed_batches(1, 16, 0.5)
+    assert batch.discounts.shape == batch.rewards.shape
+    assert (batch.discounts == 0.9).all()
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_actors_are_saved_alone(algorithm, demos, tmp_path):
+    actor = make(algorithm, demos).learn(2).policy.actor
+    actor.save(tmp_path / "actor")
+    loaded = type(actor).load(tmp_path / "actor", device="cpu")
+    observations = th.as_tensor(demos.observations[:5])
+    th.testing.assert_close(loaded(observations, deterministic=True), actor(observations, deterministic=True))
+    assert all(value.is_floating_point() for value in actor.state_dict().values())
+
+
+def test_progress_bar_counts_what_is_asked_for(demos):
+    model = make(BC, demos).learn(30)
+    for n in (30, 10):
+        bar = ProgressBarCallback()
+        model.learn(n, bar, reset_num_timesteps=False)
+        assert bar.pbar.total == bar.pbar.n == n
+
+
+def test_arguments_changed_on_a_model_are_checked(demos):
+    model = make(IQL, demos, make_vec_env(reach_env))
+    model.n_offline_steps = 10.0
+    assert model.learn(20).replay_buffer.size() == 10
+    model.offline_ratio = 2
+    with pytest.raises(ValueError, match="offline_ratio=2"):
+        model.learn(10)
 
 
 def test_rewards_of_the_environment_are_shifted_like_the_datasets(demos):
@@ -671,6 +735,7 @@ def test_cosine_of_the_actors_learning_rate(demos, algorithm):
         (ReBRAC, {"policy_delay": 1.5}, "policy_delay=1.5 must be a whole number"),
         (IQL, {"update_backend": "cudagraph"}, "needs device=.cuda."),
         (BC, {"top_percent": 0}, r"must be in \(0, 100\]"),
+        (BC, {"policy_kwargs": {"net_arch": {"pi": [8], "qf": [8]}}}, "net_arch is a list"),
         (BC, {"update_backend": "fast"}, "update_backend"),
     ],
 )
@@ -694,6 +759,8 @@ def test_dict_observations(algorithm):
     data = reach_demos(3, dict_obs=True)
     model = algorithm("MultiInputPolicy", None, dataset=data, policy_kwargs=dict(SMALL), batch_size=16, device="cpu")
     model.learn(10)
+    with pytest.raises(ValueError, match="policy='MultiInputPolicy', not 'MlpPolicy'"):
+        algorithm("MlpPolicy", None, dataset=data, device="cpu")
     rewards, _ = evaluate_policy(
         model, reach_env(dict_obs=True), n_eval_episodes=2, return_episode_rewards=True, warn=False
     )

@@ -111,7 +111,7 @@ class AWAC(WeightedCloningAlgorithm):
 
     def _collapse_fix(self) -> str:
         other = "" if self.weighting == "softmax" else ", or use weighting='softmax'"
-        return f"Raise awac_lambda={self.awac_lambda}{other}."
+        return f"Raise awac_lambda, which is {self.awac_lambda}{other}."
 
     def _update_constants(self) -> tuple[Any, ...]:
         return (*super()._update_constants(), self.awac_lambda, self.weighting, self.max_weight, self.n_value_samples)

@@ -94,7 +94,17 @@ class MlpActor(BasePolicy):
             normalize_images=normalize_images,
             squash_output=isinstance(action_space, spaces.Box),
         )
+        self.net_arch, self.features_dim, self.activation_fn = net_arch, features_dim, activation_fn
         self.mlp = nn.Sequential(*create_mlp(features_dim, action_size(action_space), net_arch, activation_fn))
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            "net_arch": self.net_arch,
+            "features_extractor": self.features_extractor,
+            "features_dim": self.features_dim,
+            "activation_fn": self.activation_fn,
+        }
 
     def outputs(self, obs: PyTorchObs) -> th.Tensor:
         """Of the network, ``(batch, ...) -> (batch, action_size)``."""
@@ -142,6 +152,10 @@ class TruncatedNormalActor(TanhMeanActor):
         self.action_std = action_std
         self.noise_clip = noise_clip
 
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        parameters = super()._get_constructor_parameters()
+        return {**parameters, "action_std": self.action_std, "noise_clip": self.noise_clip}
+
     def distribution(self, obs: PyTorchObs) -> TruncatedNormal:
         return TruncatedNormal(self.mean(obs), self.action_std)
 
@@ -177,8 +191,8 @@ class GaussianActor(TanhMeanActor):
         self.log_std = nn.Parameter(th.zeros(action_size(self.action_space)))
 
     def get_extra_state(self) -> th.Tensor:
-        # Saved with the weights: a policy may be loaded without its algorithm
-        return th.tensor(self.is_deterministic)
+        # Saved with the weights: a policy may be loaded without its algorithm. Of floats, as all of a state dict is
+        return th.tensor(float(self.is_deterministic))
 
     def set_extra_state(self, state: th.Tensor) -> None:
         self.is_deterministic = bool(state)

@@ -83,7 +83,15 @@ class DatasetMixin(OffPolicyMixin):
             if size > 0:
                 assert buffer is not None
                 parts.append(self._sample_batches(buffer, n_batches, size))
-        return parts[0] if len(parts) == 1 else map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
+        if len(parts) == 1:
+            return parts[0]
+        if any(part.discounts is not None for part in parts):
+            # One-step returns have none, but in SB3's NStepReplayBuffer
+            parts = [
+                part if part.discounts is not None else part._replace(discounts=th.full_like(part.rewards, self.gamma))
+                for part in parts
+            ]
+        return map_samples(lambda *xs: th.cat(xs, dim=1), *parts)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "dataset_buffer"]

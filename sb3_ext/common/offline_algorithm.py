@@ -1,6 +1,8 @@
 """What the offline algorithms share: gradient steps on a dataset, then, if asked for, collection online."""
 
+import io
 import os
+import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +18,7 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TrainFreq
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.her import HerReplayBuffer
 
 from sb3_ext.common.actions import action_size, encode_actions
@@ -223,6 +224,9 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 f"{data.source} does not name its spaces: pass an environment, or dataset=load(...).with_metadata("
                 "observation_space=..., action_space=...)."
             )
+        for name in ("MlpPolicy", "CnnPolicy"):  # as SB3 has it with an environment
+            if self.policy_class is self.policy_aliases[name] and isinstance(observation_space, spaces.Dict):
+                raise ValueError(f"{data.source} has Dict observations: policy='MultiInputPolicy', not '{name}'.")
         if not isinstance(action_space, self.supported_action_spaces):
             names = " or ".join(space.__name__ for space in self.supported_action_spaces)
             hint = "" if spaces.Discrete in self.supported_action_spaces else " BC, AWAC and IQL take discrete ones."
@@ -270,12 +274,32 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         """
         env = self._wrap_env(env, self.verbose)
         if _are_alike(env.observation_space, self.observation_space):
-            env = _DeclaredSpace(env, self.observation_space)
+            self.observation_space = env.observation_space
         if self._n_collected == 0:
             self.n_envs = env.num_envs
             if self.replay_buffer is not None and self.replay_buffer.n_envs != self.n_envs:
                 self.replay_buffer = None  # made anew when learning starts
         super().set_env(env, force_reset)
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfOfflineAlgorithm],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        **kwargs: Any,
+    ) -> SelfOfflineAlgorithm:
+        """As in SB3; the environment may be any that :meth:`set_env` takes, and any number of them."""
+        model = super().load(path, None, device, custom_objects, print_system_info, force_reset, **kwargs)
+        if env is not None:
+            env = cls._wrap_env(env, model.verbose)
+            model.n_envs = env.num_envs
+            model.set_env(env, force_reset)
+            model.replay_buffer = model._make_replay_buffer()
+        return model
 
     # --- Learning ----------------------------------------------------------------------------------------------------
 
@@ -296,6 +320,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         :raises DatasetError: the dataset of a loaded model is not there
         :raises ValueError: steps are left for collection, and there is no environment
         """
+        self._check_arguments()  # they may have been changed on the model
         total_timesteps = int(total_timesteps)  # 1e6, say
         n_offline = self._n_offline_of(total_timesteps)
         if n_offline > 0 or self.offline_ratio > 0:
@@ -303,12 +328,13 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         if n_offline < total_timesteps:
             self._check_environment()
         with self._environment():
-            total, started = self._setup_learn(
+            # The progress bar looks up this name
+            total_timesteps, started = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
             )
             started.on_training_start(locals(), globals())
             if self._learn_offline(n_offline, started, log_interval):
-                self._learn_online(total, started, log_interval)
+                self._learn_online(total_timesteps, started, log_interval)
             started.on_training_end()
         return self
 
@@ -488,7 +514,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
-        Updates on batches that mix the dataset and collected transitions.
+        Updates on batches that mix the dataset and collected transitions, or of the dataset alone where there are none.
 
         :param gradient_steps: number of updates
         :param batch_size: rows of each batch
@@ -496,12 +522,14 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
         if not hasattr(self, "_logger"):  # `train` without `learn`
             self.set_logger(configure(None, []))
         self._update_schedules()
-        if self.offline_ratio > 0:
+        is_mixed = self.replay_buffer is not None and self.replay_buffer.size() > 0
+        share = self.offline_ratio if is_mixed else 1.0
+        if share > 0:
             self._require_dataset()
         metrics = Metrics()
         while gradient_steps > 0:
             chunk = min(gradient_steps, CHUNK)
-            batches = self._sample_mixed_batches(chunk, batch_size, self.offline_ratio)
+            batches = self._sample_mixed_batches(chunk, batch_size, share)
             noise = self._noise(chunk, batch_size)
             metrics.extend(self._run_updates(batches, noise))
             gradient_steps -= chunk
@@ -582,19 +610,6 @@ def _are_alike(space: spaces.Space, other: spaces.Space) -> bool:
         and space.shape == other.shape
         and space != other
     )
-
-
-class _DeclaredSpace(VecEnvWrapper):
-    """An environment under the observation space that a model has; what stores its observations converts them."""
-
-    def __init__(self, venv: VecEnv, observation_space: spaces.Space):
-        super().__init__(venv, observation_space=observation_space)
-
-    def reset(self) -> VecEnvObs:
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        return self.venv.step_wait()
 
 
 class _NoEnvironment(DummyVecEnv):

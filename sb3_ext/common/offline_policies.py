@@ -127,6 +127,8 @@ class CloningPolicy(BasePolicy):
             squash_output=isinstance(action_space, spaces.Box),
         )
         self.net_arch = [256, 256] if net_arch is None else net_arch
+        if isinstance(self.net_arch, dict):
+            raise ValueError(f"There are no critics: net_arch is a list of sizes, not {net_arch}.")
         self.activation_fn = activation_fn
         features_extractor = self.make_features_extractor()
         self.actor = cloning_actor_class(action_space)(

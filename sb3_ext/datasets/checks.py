@@ -238,9 +238,9 @@ def _check_action_range(dataset: Dataset, action_space: spaces.Space) -> None:
 
 def _check_column(what: str, array: np.ndarray, space: spaces.Space) -> None:
     if array.shape[1:] != space.shape:
-        raise DatasetError(
-            f"{what} have the shape {array.shape[1:]}, the environment's {space.shape}. {_OTHER_ENVIRONMENT}"
-        )
+        is_column = array.shape[1:] == (*(space.shape or ()), 1)
+        fix = "Leave the last axis out, array[..., 0]." if is_column else _OTHER_ENVIRONMENT
+        raise DatasetError(f"{what} have the shape {array.shape[1:]}, the environment's {space.shape}. {fix}")
     if space.dtype is None or not np.can_cast(array.dtype, space.dtype, casting="same_kind"):
         raise DatasetError(
             f"{what} have the dtype {array.dtype}, the environment's {space.dtype}. {_OTHER_ENVIRONMENT}"

@@ -136,8 +136,8 @@ class IQL(WeightedCloningAlgorithm):
         return exponential_weights(advantages, 1 / self.weight_temp, self.max_weight)
 
     def _collapse_fix(self) -> str:
-        shorter = "" if self.action_values else f", or n_steps={self.n_steps}"
-        return f"Lower weight_temp={self.weight_temp} or expectile={self.expectile}{shorter}."
+        steps = "" if self.action_values else f", or n_steps, which is {self.n_steps}"
+        return f"Lower weight_temp, which is {self.weight_temp}, or expectile, which is {self.expectile}{steps}."
 
     def _optimizers(self) -> list[th.optim.Optimizer]:
         return [*super()._optimizers(), self.value.optimizer]

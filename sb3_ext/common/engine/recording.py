@@ -6,6 +6,7 @@ from typing import Any
 import torch as th
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 aten = th.ops.aten
 
@@ -35,7 +36,8 @@ class Recording:
         with th.no_grad(), th.random.fork_rng(devices=_cuda_devices(arguments)):
             before = [tensor.clone() for tensor in state]
             try:
-                self.graph = make_fx(function, decomposition_table=DECOMPOSITIONS)(*arguments)
+                with _OneHotByComparison():
+                    self.graph = make_fx(function, decomposition_table=DECOMPOSITIONS)(*arguments)
             finally:
                 for tensor, old in zip(state, before, strict=True):
                     tensor.copy_(old)
@@ -67,6 +69,22 @@ class Recording:
                 return compiled(*closure, *arguments)
 
         return run
+
+
+class _OneHotByComparison(TorchFunctionMode):
+    """
+    ``one_hot``, by which SB3 encodes discrete observations, looks at its values to check them, which no recording can
+    hold.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is th.nn.functional.one_hot:
+            return _one_hot(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: th.Tensor, num_classes: int) -> th.Tensor:
+    return (tensor.unsqueeze(-1) == th.arange(num_classes, device=tensor.device)).long()
 
 
 def _lift_closure(graph: GraphModule) -> list[th.Tensor]:
