@@ -17,10 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, PEER, RESULTS, WITHOUT, plans
+from suite import ALGORITHMS, ONLINE, ONLINE_LENGTHS, PEER, RESULTS, plans
 
-# Of rows without a part of what configurations have: dashes and dots, more of them the more is missing
-PARTIAL = {row: (0, (6, 2) + (1, 2) * (1 + len(names))) for rows in WITHOUT.values() for row, names in rows.items()}
 HEADER = """\
 # Offline learning, all curves
 
@@ -157,9 +155,16 @@ def online_table(dataset: str, curves: dict[str, list[Run]], n_offline: int) -> 
 
 
 def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
-    """One panel a dataset: means over seeds that came to their end, bands from the worst seed to the best."""
+    """
+    One panel a dataset: means over seeds that came to their end, bands from the worst seed to the best. Variants of our
+    algorithms, but for cloning of a part, are in the tables alone.
+    """
     if not results:
         return
+    results = {
+        dataset: {name: runs for name, runs in curves.items() if "," not in name or name.startswith(("BC,", PEER))}
+        for dataset, curves in results.items()
+    }
     size = (4.6 * len(results) + 2, 4.2)
     fig, axes = plt.subplots(1, len(results), figsize=size, layout="constrained", squeeze=False)
     names = dict.fromkeys(algorithm for curves in results.values() for algorithm in curves)
@@ -172,14 +177,13 @@ def figure(results: Results, path: Path, n_offline: dict[str, int]) -> None:
             color = f"C{families.index(algorithm.removeprefix(PEER).split(',')[0])}"
             is_peer, is_variant = algorithm.startswith(PEER), "," in algorithm
             style: Any = {(True, False): "--", (True, True): "-.", (False, True): ":"}.get((is_peer, is_variant), "-")
-            style = next((style for row, style in PARTIAL.items() if algorithm.endswith(row)), style)
             label = "BC, best parts" if algorithm.startswith("BC,") else algorithm
             axis.plot(steps, scores.mean(axis=0), color=color, linestyle=style, marker=".", label=label)
             axis.fill_between(steps, scores.min(axis=0), scores.max(axis=0), color=color, alpha=0.12, linewidth=0)
         if dataset in n_offline:
             axis.axvline(n_offline[dataset] / 1000, color="black", linewidth=0.8)
         seeds = sorted({len(finished(runs)) for runs in curves.values()})
-        axis.set_title(f"{dataset} ({'-'.join(map(str, seeds))} seeds)", fontsize=10)
+        axis.set_title(f"{dataset} ({' or '.join(map(str, seeds))} seeds)", fontsize=10)
         kind = "gradient steps, then environment steps" if dataset in n_offline else "gradient steps"
         axis.set_xlabel(f"thousands of {kind}")
         axis.set_ylabel(unit(curves))
