@@ -225,7 +225,7 @@ class OfflineAlgorithm(DatasetMixin, OffPolicyAlgorithm):
                 "observation_space=..., action_space=...)."
             )
         for name in ("MlpPolicy", "CnnPolicy"):  # as SB3 has it with an environment
-            if self.policy_class is self.policy_aliases[name] and isinstance(observation_space, spaces.Dict):
+            if self.policy_class is self.policy_aliases.get(name) and isinstance(observation_space, spaces.Dict):
                 raise ValueError(f"{data.source} has Dict observations: policy='MultiInputPolicy', not '{name}'.")
         if not isinstance(action_space, self.supported_action_spaces):
             names = " or ".join(space.__name__ for space in self.supported_action_spaces)
